@@ -1,0 +1,1 @@
+"""NATS, processes and settings. Knows nothing of conversations."""

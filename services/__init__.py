@@ -1,0 +1,1 @@
+"""What runs: NATS services, the command line, and what starts them."""
