@@ -1,0 +1,157 @@
+"""How an event travels: one JetStream message per event, packed and unpacked here only.
+
+Body: the stored event's state, byte for byte. Headers, the same for every application:
+
+- `Event-Type`: the topic of the event class;
+- `Event-Version`: the originator's own event number;
+- `Event-Hash`: lower-case hex SHA-256(previous event's hash as 32 raw bytes ‖ body), the
+  previous hash of an originator's first event being 32 zero bytes. Whoever can read the
+  subject can recompute the chain.
+
+JetStream adds its own when a message is read: `Nats-Sequence`, `Nats-Subject`,
+`Nats-Time-Stamp` (ADR-31), and keeps the ones a batch was written with (ADR-50).
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+from infra.jetstream.errors import LedgerDamaged
+
+EVENT_TYPE = "Event-Type"
+EVENT_VERSION = "Event-Version"
+EVENT_HASH = "Event-Hash"
+EXPECTED_LAST_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
+BATCH_ID = "Nats-Batch-Id"
+BATCH_SEQUENCE = "Nats-Batch-Sequence"
+BATCH_COMMIT = "Nats-Batch-Commit"
+
+GENESIS = bytes(32)
+"""The hash before an originator's first event."""
+
+HEADER_BYTES_MAX = 512
+"""Room to leave for headers, names included, when a body is checked against a size limit."""
+
+
+@dataclass(slots=True, eq=False)
+class Tail:
+    """Where one subject ends, as its writer sees it.
+
+    `seq` is the stream sequence of the last message known to be stored (0: none), and what the
+    next write expects. `version` and `digest` run ahead of it: they are those of the last event
+    packed for this subject, stored or on its way. Once a write on it failed the tail is `broken`
+    for good: load a new one.
+    """
+
+    subject: str
+    seq: int = 0
+    version: int = 0
+    digest: bytes = GENESIS
+    in_flight: bool = False
+    broken: bool = False
+
+
+class Message(NamedTuple):
+    """One event on its way to the store."""
+
+    tail: Tail
+    topic: str
+    version: int
+    digest: bytes
+    body: bytes
+
+    def headers(self) -> dict[str, str]:
+        """The event's own headers, a new dict at each call."""
+        return {
+            EVENT_TYPE: self.topic,
+            EVENT_VERSION: str(self.version),
+            EVENT_HASH: self.digest.hex(),
+        }
+
+
+class Recorded(NamedTuple):
+    """One event as the store has it: `seq` is its stream sequence, `time` the store's."""
+
+    seq: int
+    subject: str
+    topic: str
+    version: int
+    digest: str
+    time: str
+    body: bytes
+
+
+def chain(previous: bytes, body: bytes) -> bytes:
+    """The hash of an event with `body` that follows an event with hash `previous`."""
+    return sha256(previous + body).digest()
+
+
+def pack(tail: Tail, topic: str, version: int, body: bytes) -> Message:
+    """Puts an event behind `tail`, moving its `version` and `digest` ahead to this event."""
+    digest = chain(tail.digest, body)
+    tail.version = version
+    tail.digest = digest
+    return Message(tail, topic, version, digest, body)
+
+
+def unpack(headers: Mapping[str, str] | None, body: bytes) -> Recorded:
+    """Reads an event out of a message that came by Direct Get.
+
+    Raises LedgerDamaged when the message is not one that `pack` made.
+    """
+    try:
+        if headers is None:
+            raise KeyError(EVENT_TYPE)
+        return Recorded(
+            int(headers["Nats-Sequence"]),
+            headers["Nats-Subject"],
+            headers[EVENT_TYPE],
+            int(headers[EVENT_VERSION]),
+            headers[EVENT_HASH],
+            headers["Nats-Time-Stamp"],
+            body,
+        )
+    except (KeyError, ValueError) as error:
+        raise _foreign(headers or {}, error) from error
+
+
+def unpack_stored(message: Mapping[str, Any]) -> Recorded:
+    """Reads an event out of the `message` object of a `$JS.API.STREAM.MSG.GET` reply."""
+    headers = dict(_header_lines(b64decode(message.get("hdrs", ""))))
+    headers["Nats-Sequence"] = str(message["seq"])
+    headers["Nats-Subject"] = message["subject"]
+    headers["Nats-Time-Stamp"] = message["time"]
+    return unpack(headers, b64decode(message.get("data", "")))
+
+
+def verify_chain(previous: bytes, events: Iterable[Recorded]) -> bytes:
+    """Recomputes the chain over events of one subject, in order; returns the last hash.
+
+    Raises LedgerDamaged at the first event whose hash is not the one that its body gives.
+    """
+    for event in events:
+        previous = chain(previous, event.body)
+        if previous.hex() != event.digest:
+            raise LedgerDamaged(
+                f"version {event.version} of {event.subject} (stream sequence {event.seq}) does "
+                f"not fit its hash chain: expected {previous.hex()}, found {event.digest}"
+            )
+    return previous
+
+
+def _header_lines(raw: bytes) -> Iterable[tuple[str, str]]:
+    for line in raw.split(b"\r\n")[1:]:
+        name, colon, value = line.partition(b":")
+        if colon:
+            yield name.strip().decode(), value.strip().decode()
+
+
+def _foreign(headers: Mapping[str, str], error: Exception) -> LedgerDamaged:
+    where = (
+        f"{headers.get('Nats-Subject', '?')} at stream sequence {headers.get('Nats-Sequence', '?')}"
+    )
+    return LedgerDamaged(f"the message on {where} is not an event of a ledger: {error!r}")

@@ -1,0 +1,225 @@
+"""Reading a JetStream stream by Direct Get (ADR-31): last event, ranges, whole subjects.
+
+A Direct Get may be answered by any replica, and one that lags answers with the past: on three
+replicas 22 % of reads right after an acknowledgement did. Pass `leader=True` where that matters;
+those go to `$JS.API.STREAM.MSG.GET`, which only the stream's leader answers. With one replica
+both are the same.
+
+Everything read is an event that `envelope.unpack` accepts; order is the stream's; there is no
+gap within a page (each message names the sequence before it).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.nuid import NUID
+
+from infra.jetstream.envelope import Recorded, unpack, unpack_stored
+from infra.jetstream.errors import NATS_FAILURES, LedgerDamaged, StoreUnavailable, reason
+from infra.jetstream.topology import call
+
+PAGE_EVENTS = 1_000
+PAGE_BYTES = 4_000_000
+
+_NO_MESSAGE = 10037
+_STATUS_NOT_FOUND = "404"
+_STATUS_END_OF_BATCH = "204"
+_ATTEMPTS = 3
+
+
+class _Page:
+    """Collects the messages that answer one batched Direct Get."""
+
+    __slots__ = ("done", "events", "pending", "previous")
+
+    def __init__(self) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.events: list[Recorded] = []
+        self.pending = 0
+        self.previous = 0
+
+    def take(self, message: Msg) -> None:
+        headers = message.headers or {}
+        status = headers.get("Status")
+        if status is None:
+            if headers.get("Nats-Last-Sequence") != str(self.previous):
+                raise StoreUnavailable("a message of a page got lost on the way")
+            event = unpack(headers, message.data)
+            self.previous = event.seq
+            self.events.append(event)
+        elif status == _STATUS_END_OF_BATCH:
+            self.pending = int(headers.get("Nats-Num-Pending", "0"))
+            self._end()
+        elif status == _STATUS_NOT_FOUND:
+            self._end()
+        else:
+            raise StoreUnavailable(
+                f"Direct Get answered {status} {headers.get('Description', '')}".rstrip()
+            )
+
+    def fail(self, error: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+    def _end(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+
+class Reader:
+    """Reads events streams over one NATS connection."""
+
+    def __init__(self, nc: Client, *, timeout: float = 5.0) -> None:
+        """`timeout` (s) for one page; a page that fails is asked for up to three times."""
+        self._nc = nc
+        self._timeout = timeout
+        self._nuid = NUID()
+        self._inbox = nc.new_inbox()
+        self._pages: dict[str, _Page] = {}
+        self._subscription: Subscription | None = None
+
+    async def close(self) -> None:
+        """Gives up the reader's subscription; the connection stays open."""
+        if self._subscription is not None and not self._nc.is_closed:
+            await self._subscription.unsubscribe()
+        self._subscription = None
+
+    async def last(self, stream: str, subject: str, *, leader: bool = False) -> Recorded | None:
+        """The last event on a subject, None when there is none."""
+        if leader:
+            return await self._from_leader(stream, {"last_by_subj": subject})
+        return await self._one(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"")
+
+    async def first_from(
+        self, stream: str, subject: str, seq: int, *, leader: bool = False
+    ) -> Recorded | None:
+        """The first event on `subject` (wildcards allowed) at or after stream sequence `seq`."""
+        body = {"seq": max(1, seq), "next_by_subj": subject}
+        if leader:
+            return await self._from_leader(stream, body)
+        return await self._one(f"$JS.API.DIRECT.GET.{stream}", json.dumps(body).encode())
+
+    async def page(
+        self,
+        stream: str,
+        subject: str,
+        seq: int,
+        *,
+        limit: int = PAGE_EVENTS,
+        bytes_max: int = PAGE_BYTES,
+    ) -> tuple[list[Recorded], int]:
+        """Events on `subject` (wildcards allowed) from stream sequence `seq` on, oldest first.
+
+        Returns at most `limit` of them, about `bytes_max` bytes (at least one when there is one),
+        and how many are left behind them.
+        """
+        body = json.dumps(
+            {"seq": max(1, seq), "next_by_subj": subject, "batch": limit, "max_bytes": bytes_max}
+        ).encode()
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return await self._page(f"$JS.API.DIRECT.GET.{stream}", body)
+            except StoreUnavailable:
+                if attempt == _ATTEMPTS:
+                    raise
+                await asyncio.sleep(0.05 * attempt)
+        raise AssertionError("unreachable")
+
+    async def pages(self, stream: str, subject: str, seq: int = 1) -> AsyncIterator[list[Recorded]]:
+        """All events on `subject` from `seq` on, page by page, up to the end when it is reached."""
+        while True:
+            events, pending = await self.page(stream, subject, seq)
+            if events:
+                yield events
+                seq = events[-1].seq + 1
+            if not pending or not events:
+                return
+
+    async def locate(
+        self, stream: str, subject: str, reaches: Callable[[Recorded], bool], *, last_seq: int
+    ) -> Recorded | None:
+        """The first event on `subject` for which `reaches` holds; None when it holds for none.
+
+        `reaches` must be monotonic over the subject (a version, a time): it is found by bisection
+        over stream sequences, in O(log last_seq) round trips, whatever the subject's length.
+        """
+        low, high = 1, last_seq  # the answer's sequence is >= low; known answers shrink high
+        found: Recorded | None = None
+        while low <= high:
+            middle = (low + high) // 2
+            event = await self.first_from(stream, subject, middle)
+            if event is None or event.seq > last_seq:
+                high = middle - 1
+            elif reaches(event):
+                found = event
+                high = middle - 1
+            else:
+                low = event.seq + 1
+        return found
+
+    async def _page(self, api: str, body: bytes) -> tuple[list[Recorded], int]:
+        if self._subscription is None:
+            self._subscription = await self._nc.subscribe(f"{self._inbox}.*", cb=self._on_message)
+        token = self._nuid.next().decode()
+        page = self._pages[token] = _Page()
+        try:
+            await self._nc.publish(api, body, reply=f"{self._inbox}.{token}")
+            await asyncio.wait_for(page.done, self._timeout)
+        except (StoreUnavailable, LedgerDamaged):
+            raise
+        except NATS_FAILURES as error:
+            raise _unreachable(api, error) from error
+        finally:
+            del self._pages[token]
+        return page.events, page.pending
+
+    async def _on_message(self, message: Msg) -> None:
+        page = self._pages.get(message.subject.rpartition(".")[2])
+        if page is None:
+            return
+        try:
+            page.take(message)
+        except (StoreUnavailable, LedgerDamaged) as error:
+            page.fail(error)
+
+    async def _one(self, api: str, body: bytes) -> Recorded | None:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                message = await self._nc.request(api, body, timeout=self._timeout)
+            except NATS_FAILURES as error:
+                if attempt == _ATTEMPTS:
+                    raise _unreachable(api, error) from error
+                await asyncio.sleep(0.05 * attempt)
+                continue
+            headers: dict[str, Any] = message.headers or {}
+            status = headers.get("Status")
+            if status is None:
+                return unpack(headers, message.data)
+            if status == _STATUS_NOT_FOUND:
+                return None
+            if attempt == _ATTEMPTS:
+                raise StoreUnavailable(f"Direct Get answered {status}: try again")
+        raise AssertionError("unreachable")
+
+    async def _from_leader(self, stream: str, body: dict[str, Any]) -> Recorded | None:
+        answer = await call(self._nc, f"STREAM.MSG.GET.{stream}", body, timeout=self._timeout)
+        error = answer.get("error")
+        if error is None:
+            return unpack_stored(answer["message"])
+        if error.get("err_code") == _NO_MESSAGE:
+            return None
+        raise StoreUnavailable(f"reading {stream} failed: {error.get('description')}")
+
+
+def _unreachable(api: str, error: Exception) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"{api} was not answered ({reason(error)}); "
+        "check that the NATS server is up, then try again"
+    )

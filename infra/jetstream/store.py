@@ -1,0 +1,199 @@
+"""The store: committers, reader and snapshots of one application, over its streams.
+
+This is the one append path and the one read path. The ledger's services use it directly on their
+event loop; the recorders of the `eventsourcing` library use it through a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from nats.aio.client import Client
+
+from infra.jetstream.committer import Committer, Counters, Write
+from infra.jetstream.envelope import Message, Recorded, Tail
+from infra.jetstream.errors import LedgerDamaged, TooLarge
+from infra.jetstream.reader import Reader
+from infra.jetstream.snapshots import Snapshots
+from infra.jetstream.topology import EVENT_BYTES_MAX, Topology, ensure
+
+
+class Store:
+    """Appends to and reads from the streams of one `Topology`.
+
+    `streams` holds the configuration and state that each events stream had when it was opened.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        *,
+        writing: Client,
+        reading: Client,
+        streams: Sequence[dict[str, Any]],
+        request_timeout: float,
+        deadline: float,
+    ) -> None:
+        self.topology = topology
+        self.streams = streams
+        self.reader = Reader(reading, timeout=request_timeout)
+        self.snapshots = Snapshots(reading, topology, timeout=request_timeout)
+        self._committers = [
+            Committer(
+                writing,
+                topology.stream_name(partition),
+                event_bytes_max=_event_bytes_max(streams[partition]),
+                request_timeout=request_timeout,
+                deadline=deadline,
+            )
+            for partition in range(topology.partitions)
+        ]
+
+    @classmethod
+    async def open(
+        cls,
+        topology: Topology,
+        *,
+        writing: Client,
+        reading: Client,
+        request_timeout: float | None = None,
+        deadline: float = 30.0,
+    ) -> Store:
+        """Creates or verifies the streams and returns the store on them.
+
+        `writing` and `reading` should be two connections, so that a long read never delays a
+        commit. `request_timeout` (s) defaults to 2 on one replica and 5 on more. Raises
+        StreamMismatch, StoreUnavailable.
+        """
+        streams = await ensure(writing, topology)
+        replicas = max(stream["config"].get("num_replicas", 1) for stream in streams)
+        return cls(
+            topology,
+            writing=writing,
+            reading=reading,
+            streams=streams,
+            request_timeout=request_timeout or (2.0 if replicas == 1 else 5.0),
+            deadline=deadline,
+        )
+
+    @property
+    def event_bytes_max(self) -> int:
+        """The largest event (headers and body, bytes) that every partition takes."""
+        return min(_event_bytes_max(stream) for stream in self.streams)
+
+    @property
+    def counters(self) -> list[Counters]:
+        """What each partition's committer did since it was made."""
+        return [committer.counters for committer in self._committers]
+
+    async def close(self) -> None:
+        """Waits until every write handed over is done, and lets go of the connections."""
+        await asyncio.gather(*(committer.idle() for committer in self._committers))
+        await self.reader.close()
+
+    # -- appending -----------------------------------------------------------------------------
+
+    def submit(self, write: Write) -> None:
+        """Hands a write to the committer of its partition. See `committer.Write`."""
+        partition = self.topology.partition_of_subject(write.messages[0].tail.subject)
+        self._committers[partition].submit(write)
+
+    async def append(self, messages: Sequence[Message]) -> range:
+        """Stores events all or not at all; returns their stream sequences, in order.
+
+        Raises Conflict, StoreUnavailable, StoreReadOnly, OutcomeUnknown, TooLarge (also when the
+        events belong to several partitions: no transaction spans two streams).
+        """
+        partitions = {self.topology.partition_of_subject(m.tail.subject) for m in messages}
+        if len(partitions) > 1:
+            raise TooLarge(
+                "these events belong to different partitions, which cannot be written together; "
+                "use one partition, or write them one originator at a time"
+            )
+        done: asyncio.Future[Write] = asyncio.get_running_loop().create_future()
+
+        def settle(write: Write) -> None:
+            if not done.done():
+                done.set_result(write)
+
+        self.submit(Write(messages, settle))
+        write = await done
+        if write.error is not None:
+            raise write.error
+        return write.seqs
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def stream_of(self, originator: str) -> str:
+        """The name of the stream that holds this originator's events."""
+        return self.topology.stream_name(self.topology.partition(originator))
+
+    async def last(self, originator: str, *, leader: bool = False) -> Recorded | None:
+        """The originator's last event, None when it has none."""
+        return await self.reader.last(
+            self.stream_of(originator), self.topology.subject(originator), leader=leader
+        )
+
+    def tail(self, originator: str, last: Recorded | None) -> Tail:
+        """The end of an originator's subject behind `last`, to append to."""
+        subject = self.topology.subject(originator)
+        if last is None:
+            return Tail(subject)
+        return Tail(subject, last.seq, last.version, bytes.fromhex(last.digest))
+
+    async def read(self, originator: str, *, from_seq: int = 1) -> list[Recorded]:
+        """All of an originator's events from stream sequence `from_seq` on, oldest first.
+
+        Raises LedgerDamaged when a version is missing between them.
+        """
+        events: list[Recorded] = []
+        subject = self.topology.subject(originator)
+        async for page in self.reader.pages(self.stream_of(originator), subject, from_seq):
+            check_contiguous(events[-1:] + page)
+            events += page
+        return events
+
+    async def read_page(
+        self, originator: str, from_seq: int, limit: int
+    ) -> tuple[list[Recorded], int]:
+        """At most `limit` of an originator's events from `from_seq` on, and how many are behind."""
+        events, pending = await self.reader.page(
+            self.stream_of(originator), self.topology.subject(originator), from_seq, limit=limit
+        )
+        check_contiguous(events)
+        return events, pending
+
+    async def locate_version(
+        self, originator: str, version: int, *, last: Recorded
+    ) -> Recorded | None:
+        """The originator's event with at least this version; `last` is its last one."""
+        if version <= 1:
+            return await self.reader.first_from(
+                self.stream_of(originator), self.topology.subject(originator), 1
+            )
+        if version >= last.version:
+            return last if version == last.version else None
+        return await self.reader.locate(
+            self.stream_of(originator),
+            self.topology.subject(originator),
+            lambda event: event.version >= version,
+            last_seq=last.seq,
+        )
+
+
+def check_contiguous(events: Sequence[Recorded]) -> None:
+    """Raises LedgerDamaged unless each event's version is the one before it plus 1."""
+    for before, event in pairwise(events):
+        if event.version != before.version + 1:
+            raise LedgerDamaged(
+                f"{event.subject}: version {event.version} (stream sequence {event.seq}) follows "
+                f"version {before.version} (sequence {before.seq}); an event is missing"
+            )
+
+
+def _event_bytes_max(stream: dict[str, Any]) -> int:
+    configured = stream["config"].get("max_msg_size", -1)
+    return configured if configured > 0 else EVENT_BYTES_MAX
