@@ -1,0 +1,384 @@
+"""What can be asked of a conversation: one class per verb, and the reading of requests.
+
+`parse_command` is the boundary: what comes out is well formed, and what goes wrong is
+InvalidRequest. An optional field given as null counts as absent, except in `update`, where null
+removes a fact.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from math import isinf
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError, from_json
+
+from .errors import InvalidRequest
+from .messages import Content, JSONObject, Role
+
+MESSAGES_PER_TURN_MAX = 100
+MESSAGES_PER_IMPORT_MAX = 500
+ID_CHARS_MAX = 128
+TOKENS_MAX = 2**53
+# How deeply a request may be nested, so that what stores or repeats it stays within every reader.
+DEPTH_MAX = 64
+
+_PROBLEMS_MAX = 20
+_FIELD_CHARS_MAX = 200
+
+
+# -- values -------------------------------------------------------------------------------------
+
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
+_DECIMAL_18_9 = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
+
+
+def _time_with_zone(text: str) -> str:
+    try:
+        if not _RFC_3339.fullmatch(text):
+            raise ValueError
+        datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError(
+            "must be an RFC 3339 time with a zone, such as 2026-11-21T09:00:00Z"
+        ) from None
+    return text
+
+
+def _decimal(text: str) -> str:
+    if not _DECIMAL_18_9.fullmatch(text):
+        raise ValueError(
+            'must be a decimal number in a string, such as "0.0021": '
+            "not negative, at most 9 digits before and 9 after the point"
+        )
+    return text
+
+
+def _content(value: Any) -> Content:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        if value and all(map(_is_typed_part, value)):
+            return value
+        raise ValueError('must have at least one part, each an object with a string "type"')
+    raise ValueError("must be a string, a list of parts, or null beside tool_calls")
+
+
+def _is_typed_part(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("type"), str)
+
+
+def _wrong(field: str, problem: str) -> PydanticCustomError:
+    """Returns what a validator of a whole value raises about one of its fields."""
+    return PydanticCustomError("wrong_field", "{problem}", {"field": field, "problem": problem})
+
+
+def _empty_object_for_null(value: Any) -> Any:
+    return {} if value is None else value
+
+
+Id = Annotated[str, Field(min_length=1, max_length=ID_CHARS_MAX)]
+NonEmpty = Annotated[str, Field(min_length=1)]
+Object = Annotated[JSONObject, BeforeValidator(_empty_object_for_null)]
+Tokens = Annotated[int, Field(ge=0, le=TOKENS_MAX)]
+Time = Annotated[str, AfterValidator(_time_with_zone)]
+Cost = Annotated[str, AfterValidator(_decimal)]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class NewMessage(_Value):
+    """A message as it is sent; `message_id` is made up where the caller gives none."""
+
+    role: Role
+    content: Annotated[Content, PlainValidator(_content)]
+    message_id: Id | None = None
+    name: str | None = None
+    tool_calls: Annotated[list[JSONObject], Field(min_length=1)] | None = None
+    tool_call_id: str | None = None
+    created_at: Time | None = None
+    metadata: Object = {}
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.content is None and self.tool_calls is None:
+            raise _wrong("content", "may be null only beside tool_calls")
+        return self
+
+
+class TokenUse(_Value):
+    """The tokens of one model call; the totals include their parts."""
+
+    prompt_tokens: Tokens
+    completion_tokens: Tokens
+    cached_tokens: Tokens | None = None
+    cache_write_tokens: Tokens | None = None
+    reasoning_tokens: Tokens | None = None
+    model: str | None = None
+    provider: str | None = None
+    message_id: Id | None = None
+    cost_usd: Cost | None = None
+    metadata: Object = {}
+
+    @model_validator(mode="after")
+    def _totals_include_their_parts(self) -> Self:
+        if (self.cached_tokens or 0) + (self.cache_write_tokens or 0) > self.prompt_tokens:
+            raise _wrong("cached_tokens", "and cache_write_tokens may be at most prompt_tokens")
+        if (self.reasoning_tokens or 0) > self.completion_tokens:
+            raise _wrong("reasoning_tokens", "may be at most completion_tokens")
+        return self
+
+
+def _distinct(messages: tuple[NewMessage, ...]) -> tuple[NewMessage, ...]:
+    seen = set()
+    for message in messages:
+        if message.message_id is not None:
+            if message.message_id in seen:
+                raise ValueError(f"have the message_id {message.message_id!r} twice")
+            seen.add(message.message_id)
+    return messages
+
+
+Messages = Annotated[tuple[NewMessage, ...], Field(strict=False), AfterValidator(_distinct)]
+
+
+# -- commands -----------------------------------------------------------------------------------
+
+
+class Command(_Value):
+    """One request to write. The same `command_id` again writes nothing a second time."""
+
+    verb: ClassVar[str]
+
+    command_id: Id | None = None
+
+
+class InitConversation(Command):
+    """Begin the conversation; harmless where it has begun."""
+
+    verb = "init"
+
+    user_id: NonEmpty
+    title: str | None = None
+    model: str | None = None
+    context: Object = {}
+    metadata: Object = {}
+
+
+class AppendMessage(Command, NewMessage):
+    """Append one message."""
+
+    verb = "append"
+
+
+class RecordUsage(Command, TokenUse):
+    """Record the tokens of one model call."""
+
+    verb = "usage"
+
+
+class AppendTurn(Command):
+    """Append messages and the usage they caused, all or nothing."""
+
+    verb = "turn"
+
+    messages: Annotated[Messages, Field(min_length=1, max_length=MESSAGES_PER_TURN_MAX)]
+    usage: TokenUse | None = None
+
+
+class ResetSession(Command):
+    """Begin a new session: an empty window, and totals from zero."""
+
+    verb = "reset"
+
+    reason: str | None = None
+
+
+class UpdateConversation(Command):
+    """Merge facts about the conversation; a field that was not given stays as it is."""
+
+    verb = "update"
+
+    title: str | None = None
+    model: str | None = None
+    user_id: NonEmpty | None = None
+    context: Object = {}
+    metadata: Object = {}
+
+    @property
+    def changes_something(self) -> bool:
+        """Says whether any fact is given, be it null."""
+        named = self.model_fields_set & {"title", "model", "user_id"}
+        return bool(named or self.context or self.metadata)
+
+
+class ImportMessages(Command):
+    """Append earlier messages, or replace those of the session with them; all or nothing."""
+
+    verb = "import"
+
+    messages: Annotated[Messages, Field(max_length=MESSAGES_PER_IMPORT_MAX)]
+    mode: Literal["append", "replace"] = "append"
+
+
+COMMANDS: Final[dict[str, type[Command]]] = {
+    command.verb: command
+    for command in (
+        InitConversation,
+        AppendMessage,
+        RecordUsage,
+        AppendTurn,
+        ResetSession,
+        UpdateConversation,
+        ImportMessages,
+    )
+}
+
+
+# -- reading ------------------------------------------------------------------------------------
+
+
+def parse_command(verb: str, body: bytes) -> Command:
+    """Returns the command of a request; an empty body stands for an empty object.
+
+    Raises InvalidRequest, and nothing else whatever the bytes: for a verb that is not known, for a
+    body that is not one JSON object in UTF-8 (RFC 8259, and no key twice, no number beyond a
+    double, at most 64 levels deep), and for every field that is wrong, each named in `details`.
+    """
+    model = COMMANDS.get(verb)
+    if model is None:
+        raise InvalidRequest(f"unknown verb {_shortened(verb)!a}: use one of {', '.join(COMMANDS)}")
+    request = parse_object(body)
+    try:
+        return model.model_validate(request)
+    except ValidationError as error:
+        problems = _problems(error)
+        first = problems[0]
+        where = f"{verb}: {first['field']}" if first["field"] else verb
+        raise InvalidRequest(
+            f"{where} {first['problem']}; correct every field that the details name", problems
+        ) from None
+
+
+def parse_object(body: bytes) -> JSONObject:
+    """Returns the JSON object of a request's body, `{}` for an empty body.
+
+    Raises InvalidRequest for anything else; see `parse_command`.
+    """
+    if not body:
+        return {}
+    try:
+        request = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise InvalidRequest(f"the body must be one JSON object in UTF-8: {error}") from None
+    if not isinstance(request, dict):
+        raise InvalidRequest("the body must be a JSON object, such as {}")
+    keys = _keys_within(request, 1)
+    # A key is followed by one colon, so that as many colons as keys leave no room for a second
+    # key of the same name. The fast count first: it is right unless a text holds a colon.
+    if body.count(b":") != keys and len(_KEY_ENDS.findall(body)) != keys:
+        _refuse_repeated_keys(body)
+    return request
+
+
+_KEY_ENDS = re.compile(rb'"\s*:')
+
+
+def _keys_within(value: dict[str, Any] | list[Any], depth: int) -> int:
+    """Returns how many keys the value has at every level.
+
+    Raises InvalidRequest where it is nested too deeply or holds a number that became infinite.
+    """
+    if depth > DEPTH_MAX:
+        raise InvalidRequest(f"the body may be nested at most {DEPTH_MAX} levels deep")
+    keys = 0
+    values: Any = value
+    if isinstance(value, dict):
+        keys = len(value)
+        values = value.values()
+    for each in values:
+        if isinstance(each, (dict, list)):
+            keys += _keys_within(each, depth + 1)
+        elif isinstance(each, float) and isinf(each):
+            raise InvalidRequest("a number in the body is beyond the range of a double")
+    return keys
+
+
+def _refuse_repeated_keys(body: bytes) -> None:
+    def once(pairs: list[tuple[str, Any]]) -> JSONObject:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InvalidRequest(f"the body has the key {_shortened(twice)!a} twice in one object")
+        return found
+
+    json.loads(body.decode(), object_pairs_hook=once)
+
+
+def _problems(error: ValidationError) -> list[dict[str, Any]]:
+    """Returns {"field", "problem"} for each wrong field, the first 20."""
+    details = error.errors(include_url=False, include_input=False)[:_PROBLEMS_MAX]
+    return [{"field": _field_of(each), "problem": _problem_of(each)} for each in details]
+
+
+def _field_of(error: ErrorDetails) -> str:
+    steps = [str(step) for step in error["loc"]]
+    if error["type"] == "wrong_field":
+        steps.append(error["ctx"]["field"])
+    return _shortened(".".join(steps))
+
+
+def _problem_of(error: ErrorDetails) -> str:
+    """Says in the words of a request what pydantic says in those of Python."""
+    return _PROBLEMS.get(error["type"]) or _PYDANTIC_SUBJECT.sub(
+        "must ", error["msg"].removeprefix("Value error, ")
+    )
+
+
+_PROBLEMS: Final = {
+    "missing": "is required",
+    "extra_forbidden": "is not a field of this command",
+    "string_type": "must be a string",
+    "int_type": "must be a whole number",
+    "dict_type": "must be a JSON object",
+    "model_type": "must be a JSON object",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+}
+_PYDANTIC_SUBJECT = re.compile(r"^(Input|String|List|Tuple|Value) should ")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _FIELD_CHARS_MAX else text[: _FIELD_CHARS_MAX - 1] + "…"
+
+
+__all__ = [
+    "COMMANDS",
+    "AppendMessage",
+    "AppendTurn",
+    "Command",
+    "ImportMessages",
+    "InitConversation",
+    "NewMessage",
+    "RecordUsage",
+    "ResetSession",
+    "TokenUse",
+    "UpdateConversation",
+    "parse_command",
+    "parse_object",
+]

@@ -1,0 +1,430 @@
+"""A conversation: what it remembers, what it decides, and the rules it decides by.
+
+Two functions are all that the outside needs. `decide` takes a conversation and a command and
+returns the events to write, or refuses; `evolve` takes a conversation and an event that has
+happened and returns the conversation after it. A conversation remembers only what a rule asks for:
+what is said and shown is in its events, and the views are folds of those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import takewhile
+from math import ceil
+from typing import Any, Final, NoReturn, Self, cast
+
+from eventsourcing.domain import BaseAggregate
+
+from . import clock
+from .commands import (
+    AppendMessage,
+    AppendTurn,
+    Command,
+    ImportMessages,
+    InitConversation,
+    NewMessage,
+    RecordUsage,
+    ResetSession,
+    TokenUse,
+    UpdateConversation,
+)
+from .errors import (
+    ConversationNotInitialized,
+    InvalidState,
+    MessageTooLarge,
+    RateLimited,
+    VersionConflict,
+)
+from .events import (
+    ABSENT,
+    CONVERSATION_TOPIC,
+    ContextUpdated,
+    ConversationEvent,
+    ConversationStarted,
+    ConversationTitled,
+    MessageAppended,
+    SessionReset,
+    UsageRecorded,
+)
+from .identity import ConversationId, new_id
+from .messages import content_bytes, title_of
+from .usage import TokenTotals
+
+RECEIPTS_MAX: Final = 1_000
+MESSAGE_IDS_MAX: Final = 1_000
+_MINUTE: Final = timedelta(minutes=1)
+
+
+# -- values -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What this ledger takes; `messages_per_minute` is 1 to 1,000, or None for no limit."""
+
+    max_content_bytes: int = 262_144
+    messages_per_minute: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CommandContext:
+    """What came along with a command; a `command_id` is made up where there is none."""
+
+    command_id: str | None
+    actor: str | None = None
+    expected_version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a command has written: its events, and the token totals after them if it used any."""
+
+    verb: str
+    first_version: int
+    last_version: int
+    usage: TokenTotals | None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The events to write, and the conversation after them.
+
+    Neither events nor a duplicate: the command asks for nothing that is not so already. A
+    `duplicate` is the receipt of the same command's first time.
+    """
+
+    conversation: Conversation | None
+    events: tuple[ConversationEvent, ...]
+    duplicate: Receipt | None = None
+
+
+# -- the aggregate ------------------------------------------------------------------------------
+
+
+class Conversation(BaseAggregate[str]):
+    """One conversation, as far as its rules need it.
+
+    `receipts` are of its last 1,000 commands and `message_times` of its last 1,000 messages, the
+    oldest first. `size_bytes` is roughly what it takes in memory.
+    """
+
+    TOPIC = CONVERSATION_TOPIC
+
+    def __init__(self) -> None:
+        self.status = "active"
+        self.titled = False
+        self.totals = TokenTotals()
+        self.receipts: dict[str, Receipt] = {}
+        self.message_times: dict[str, datetime] = {}
+        self.size_bytes = _BASE_BYTES
+
+    # Commands: what happens when the rules allow it. `said` is who, which command, and when.
+
+    @classmethod
+    def start(cls, id: ConversationId, command: InitConversation, said: Said) -> Self:
+        return cls._create(
+            ConversationStarted,
+            id=id.key,
+            user_id=command.user_id,
+            title=command.title,
+            model=command.model,
+            context=command.context,
+            metadata=command.metadata,
+            **said,
+        )
+
+    def append(self, messages: Iterable[NewMessage], said: Said) -> None:
+        for message in messages:
+            self.trigger_event(
+                MessageAppended,
+                message_id=message.message_id or new_id(said["timestamp"]),
+                role=message.role,
+                content=message.content,
+                name=message.name,
+                tool_calls=message.tool_calls,
+                tool_call_id=message.tool_call_id,
+                created_at=message.created_at,
+                metadata=message.metadata,
+                **said,
+            )
+            if not self.titled and message.role == "user":
+                title = title_of(message.content)
+                if title is not None:
+                    self.trigger_event(ConversationTitled, title=title, source="auto", **said)
+
+    def record_usage(self, use: TokenUse, said: Said) -> None:
+        self.trigger_event(
+            UsageRecorded,
+            prompt_tokens=use.prompt_tokens,
+            completion_tokens=use.completion_tokens,
+            cached_tokens=use.cached_tokens,
+            cache_write_tokens=use.cache_write_tokens,
+            reasoning_tokens=use.reasoning_tokens,
+            model=use.model,
+            provider=use.provider,
+            message_id=use.message_id,
+            cost_usd=use.cost_usd,
+            metadata=use.metadata,
+            **said,
+        )
+
+    def reset(self, reason: str | None, said: Said) -> None:
+        self.trigger_event(SessionReset, reason=reason, **said)
+
+    def update(self, command: UpdateConversation, said: Said) -> None:
+        given = command.model_fields_set
+        self.trigger_event(
+            ContextUpdated,
+            title=command.title if "title" in given else ABSENT,
+            model=command.model if "model" in given else ABSENT,
+            user_id=command.user_id if "user_id" in given else ABSENT,
+            context=command.context,
+            metadata=command.metadata,
+            **said,
+        )
+
+    # Events: what they change. Nothing here fails or checks.
+
+    def apply(self, event: ConversationEvent) -> None:
+        """Takes in what has happened; an event that no rule asks about leaves only its receipt."""
+        usage = None
+        match event:
+            case MessageAppended():
+                self._remember_message(event.message_id, event.timestamp)
+            case UsageRecorded():
+                usage = self.totals.plus(event.prompt_tokens, event.completion_tokens)
+                self.totals = usage
+            case SessionReset():
+                self.totals = self.totals.reset()
+            case ConversationStarted():
+                self.titled = event.title is not None
+            case ContextUpdated():
+                self.titled = self.titled or isinstance(event.title, str)
+            case ConversationTitled():
+                self.titled = True
+        self._remember_command(event, usage)
+
+    def _remember_message(self, message_id: str, time: datetime) -> None:
+        self.message_times[message_id] = time
+        self.size_bytes += _MESSAGE_BYTES + len(message_id)
+        if len(self.message_times) > MESSAGE_IDS_MAX:
+            oldest = next(iter(self.message_times))
+            del self.message_times[oldest]
+            self.size_bytes -= _MESSAGE_BYTES + len(oldest)
+
+    def _remember_command(self, event: ConversationEvent, usage: TokenTotals | None) -> None:
+        version = event.originator_version
+        first = self.receipts.get(event.command_id)
+        if first is not None:
+            self.receipts[event.command_id] = Receipt(
+                first.verb, first.first_version, version, usage or first.usage
+            )
+            return
+        self.receipts[event.command_id] = Receipt(event.verb, version, version, usage)
+        self.size_bytes += _RECEIPT_BYTES + len(event.command_id)
+        if len(self.receipts) > RECEIPTS_MAX:
+            oldest = next(iter(self.receipts))
+            del self.receipts[oldest]
+            self.size_bytes -= _RECEIPT_BYTES + len(oldest)
+
+    # Snapshots.
+
+    def to_state(self) -> dict[str, Any]:
+        """Returns all of it as plain JSON, for `from_state`."""
+        return {
+            "format": _FORMAT,
+            "id": self.id,
+            "version": self.version,
+            "created_on": clock.to_text(self.created_on),
+            "modified_on": clock.to_text(self.modified_on),
+            "status": self.status,
+            "titled": self.titled,
+            "totals": list(self.totals),
+            "receipts": [
+                [
+                    command_id,
+                    receipt.verb,
+                    receipt.first_version,
+                    receipt.last_version,
+                    receipt.usage and list(receipt.usage),
+                ]
+                for command_id, receipt in self.receipts.items()
+            ],
+            "messages": [
+                [message_id, clock.to_text(time)] for message_id, time in self.message_times.items()
+            ],
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """Returns the conversation that `to_state` gave, without a look at its events.
+
+        Raises ValueError for a state of a format that is not known here.
+        """
+        if state.get("format") != _FORMAT:
+            raise ValueError(f"conversation state of unknown format {state.get('format')!r}")
+        self = object.__new__(cls)
+        self.__base_init__(state["id"], state["version"], clock.from_text(state["created_on"]))
+        self.__init__()  # type: ignore[misc]  # as the library does it in CanInitAggregate.mutate
+        self.modified_on = clock.from_text(state["modified_on"])
+        self.status = state["status"]
+        self.titled = state["titled"]
+        self.totals = TokenTotals(*state["totals"])
+        for command_id, verb, first_version, last_version, usage in state["receipts"]:
+            self.receipts[command_id] = Receipt(
+                verb, first_version, last_version, usage and TokenTotals(*usage)
+            )
+            self.size_bytes += _RECEIPT_BYTES + len(command_id)
+        for message_id, time in state["messages"]:
+            self._remember_message(message_id, clock.from_text(time))
+        return self
+
+
+Said = dict[str, Any]
+
+_FORMAT: Final = 1
+
+# Roughly what the parts of a conversation take in memory, in CPython on 64 bits.
+_BASE_BYTES: Final = 1_600
+_RECEIPT_BYTES: Final = 330
+_MESSAGE_BYTES: Final = 250
+
+
+def evolve(conversation: Conversation | None, event: ConversationEvent) -> Conversation:
+    """Returns the conversation after an event that has happened; no rule is asked.
+
+    The given conversation is changed. Raises the library's OriginatorIDError or
+    OriginatorVersionError for an event that is not the next of this conversation.
+    """
+    return cast("Conversation", event.mutate(conversation))
+
+
+# -- the rules ----------------------------------------------------------------------------------
+
+
+def decide(
+    conversation: Conversation | None,
+    id: ConversationId,
+    command: Command,
+    context: CommandContext,
+    limits: Limits,
+) -> Decision:
+    """Returns what the command writes, or what it wrote when it came before.
+
+    Everything is checked before anything happens: a refused command leaves the conversation as it
+    was. An accepted one has changed it already, ahead of the commit, so that a conversation whose
+    events could not be stored must be thrown away.
+
+    Raises, in this order: InvalidState for a command id that another verb has used;
+    ConversationNotInitialized; VersionConflict; MessageTooLarge and RateLimited; InvalidState for
+    a message_id that is taken.
+    """
+    command_id = context.command_id or command.command_id
+    if conversation is not None and command_id is not None:
+        receipt = conversation.receipts.get(command_id)
+        if receipt is not None:
+            _check_same_verb(receipt, command, command_id)
+            return Decision(conversation, (), duplicate=receipt)
+    time = clock.now()
+    said: Said = {
+        "timestamp": time,
+        "actor": context.actor,
+        "command_id": command_id or new_id(time),
+        "verb": command.verb,
+    }
+    if isinstance(command, InitConversation):
+        _check_version(conversation.version if conversation else 0, context.expected_version)
+        if conversation is None:
+            conversation = Conversation.start(id, command, said)
+    elif conversation is None:
+        raise ConversationNotInitialized.named(id.tenant_id, id.conversation_id)
+    else:
+        _check_version(conversation.version, context.expected_version)
+        _carry_out(conversation, command, said, limits)
+    events = cast("Sequence[ConversationEvent]", conversation.collect_events())
+    return Decision(conversation, tuple(events))
+
+
+def _carry_out(conversation: Conversation, command: Command, said: Said, limits: Limits) -> None:
+    """Checks the rules of one command on a conversation that is there, then lets it happen."""
+    match command:
+        case AppendMessage():
+            _check_messages(conversation, (command,), said["timestamp"], limits)
+            conversation.append((command,), said)
+        case AppendTurn():
+            _check_messages(conversation, command.messages, said["timestamp"], limits)
+            conversation.append(command.messages, said)
+            if command.usage is not None:
+                conversation.record_usage(command.usage, said)
+        case ImportMessages():
+            _check_messages(conversation, command.messages, said["timestamp"], limits)
+            if command.mode == "replace":
+                conversation.reset(None, said)
+            conversation.append(command.messages, said)
+        case RecordUsage():
+            conversation.record_usage(command, said)
+        case ResetSession():
+            conversation.reset(command.reason, said)
+        case UpdateConversation():
+            if command.changes_something:
+                conversation.update(command, said)
+        case _:
+            _unreachable(command)
+
+
+def _check_same_verb(receipt: Receipt, command: Command, command_id: str) -> None:
+    if receipt.verb != command.verb:
+        raise InvalidState(
+            f"command_id {command_id!r} has been used for {receipt.verb}: "
+            f"send this {command.verb} under an id of its own",
+            {"command_id": command_id, "verb": receipt.verb},
+        )
+
+
+def _check_version(current: int, expected: int | None) -> None:
+    if expected is not None and expected != current:
+        raise VersionConflict.between(expected=expected, current=current)
+
+
+def _check_messages(
+    conversation: Conversation, messages: Sequence[NewMessage], time: datetime, limits: Limits
+) -> None:
+    for index, message in enumerate(messages):
+        size = content_bytes(message.content)
+        if size > limits.max_content_bytes:
+            raise MessageTooLarge.content(
+                index=index, size_bytes=size, limit_bytes=limits.max_content_bytes
+            )
+    if limits.messages_per_minute is not None:
+        _check_rate(conversation, len(messages), time, limits.messages_per_minute)
+    for message in messages:
+        if message.message_id in conversation.message_times:
+            raise InvalidState(
+                f"message_id {message.message_id!r} is taken in this conversation: "
+                "send the message under an id of its own, or without one",
+                {"message_id": message.message_id},
+            )
+
+
+def _check_rate(conversation: Conversation, count: int, time: datetime, limit: int) -> None:
+    """Refuses messages that would make it more than `limit` in the minute that ends at `time`.
+
+    More messages than that in one command are taken when the minute before had none, so that every
+    command can be carried out at some time.
+    """
+    minute_ago = time - _MINUTE
+    newest_first = reversed(conversation.message_times.values())
+    recent = list(takewhile(lambda each: each > minute_ago, newest_first))
+    room_from = limit - min(count, limit)
+    if count and len(recent) > room_from:
+        wait = recent[room_from] - minute_ago
+        raise RateLimited.until(
+            messages_per_minute=limit,
+            retry_after_ms=max(1, ceil(wait / timedelta(milliseconds=1))),
+        )
+
+
+def _unreachable(command: Command) -> NoReturn:
+    raise AssertionError(f"no rule for {type(command).__name__}")

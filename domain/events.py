@@ -1,0 +1,166 @@
+"""What can have happened in a conversation: one class per event type of the contract.
+
+The classes are frozen dataclasses on the `eventsourcing` library. A class's name in the ledger is
+its `TOPIC`, registered with the library; the `schema` number of its stored JSON is its
+`class_version` (1 where it has none). When the fields of a type change, raise its `class_version`
+and add a static method `upcast_v1_v2(state)` that brings an older event's attributes, given as a
+dict, to the next schema in place: events already written stay readable for ever.
+
+A field with a default is left out of the stored JSON while it has that default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from typing import Any, ClassVar, Final, Literal, Protocol
+
+from eventsourcing.domain import CanInitAggregate, CanMutateAggregate
+from eventsourcing.utils import register_topic
+
+from .messages import Content, JSONObject, Role
+
+CONVERSATION_TOPIC: Final = "Conversation"
+
+
+class Absent(Enum):
+    """The value of a field that an event does not mention, where null means something else."""
+
+    ABSENT = "absent"
+
+    def __repr__(self) -> str:
+        return "ABSENT"
+
+
+ABSENT: Final = Absent.ABSENT
+
+
+# Every event class by its name in the ledger. The library's registry holds the same names, but
+# looks for a name that it does not know among Python's modules, and imports the one it finds.
+EVENT_CLASSES: Final[dict[str, type[ConversationEvent]]] = {}
+
+
+class _Applies(Protocol):
+    def apply(self, event: ConversationEvent) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversationEvent(CanMutateAggregate[str]):
+    """What every event of a conversation says beside its own fields.
+
+    `originator_id` is the key of the ConversationId and `originator_version` the contract's
+    `version`; `timestamp` is the library's time of the decision, in UTC, the same for all events of
+    one command; `verb` is the command's verb.
+    """
+
+    TOPIC: ClassVar[str]
+    class_version: ClassVar[int] = 1
+
+    originator_id: str
+    originator_version: int
+    timestamp: datetime
+    actor: str | None
+    command_id: str
+    verb: str
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "TOPIC" in cls.__dict__:
+            register_topic(cls.TOPIC, cls)
+            EVENT_CLASSES[cls.TOPIC] = cls
+
+    def apply(self, aggregate: _Applies) -> None:
+        """Has the conversation take this event in; called by the library's `mutate`."""
+        aggregate.apply(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversationStarted(CanInitAggregate[str], ConversationEvent):
+    """The conversation began."""
+
+    TOPIC = "ConversationStarted"
+
+    originator_topic: str = CONVERSATION_TOPIC
+    user_id: str
+    title: str | None = None
+    model: str | None = None
+    context: JSONObject
+    metadata: JSONObject
+
+
+@dataclass(frozen=True, kw_only=True)
+class MessageAppended(ConversationEvent):
+    """Somebody said something. `created_at` (RFC 3339) is the time of an imported message."""
+
+    TOPIC = "MessageAppended"
+
+    message_id: str
+    role: Role
+    content: Content
+    name: str | None = None
+    tool_calls: list[JSONObject] | None = None
+    tool_call_id: str | None = None
+    created_at: str | None = None
+    metadata: JSONObject
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsageRecorded(ConversationEvent):
+    """Tokens were used. The totals are inclusive as in OpenTelemetry's `gen_ai.usage.*`:
+
+    cached + cache_write ≤ prompt, reasoning ≤ completion. `cost_usd` is a decimal string.
+    """
+
+    TOPIC = "UsageRecorded"
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    model: str | None = None
+    provider: str | None = None
+    message_id: str | None = None
+    cost_usd: str | None = None
+    metadata: JSONObject
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionReset(ConversationEvent):
+    """A new session began: the recent window and the totals since the reset are empty."""
+
+    TOPIC = "SessionReset"
+
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextUpdated(ConversationEvent):
+    """Facts about the conversation changed. None removes a fact, and so does a null in an object.
+
+    `context` and `metadata` are merged into what was there, key by key at the top level.
+    """
+
+    TOPIC = "ContextUpdated"
+
+    title: str | Absent | None = ABSENT
+    model: str | Absent | None = ABSENT
+    user_id: str | Absent | None = ABSENT
+    context: JSONObject
+    metadata: JSONObject
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversationTitled(ConversationEvent):
+    """The conversation got its title: of itself (`auto`) or from somebody (`user`)."""
+
+    TOPIC = "ConversationTitled"
+
+    title: str
+    source: Literal["auto", "user"]
+
+
+def merged(known: JSONObject, changes: JSONObject) -> JSONObject:
+    """Returns `known` with the top-level keys of `changes` in their place; null removes a key."""
+    return {key: value for key, value in {**known, **changes}.items() if value is not None}
