@@ -261,10 +261,17 @@ class Conversation(BaseAggregate[str]):
     def from_state(cls, state: dict[str, Any]) -> Self:
         """Returns the conversation that `to_state` gave, without a look at its events.
 
-        Raises ValueError for a state of a format that is not known here.
+        Raises ValueError for a state that is not one, or of a format that is not known here.
         """
         if state.get("format") != _FORMAT:
             raise ValueError(f"conversation state of unknown format {state.get('format')!r}")
+        try:
+            return cls._from_known_state(state)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"conversation state that cannot be read: {error!r}") from error
+
+    @classmethod
+    def _from_known_state(cls, state: dict[str, Any]) -> Self:
         self = object.__new__(cls)
         self.__base_init__(state["id"], state["version"], clock.from_text(state["created_on"]))
         self.__init__()  # type: ignore[misc]  # as the library does it in CanInitAggregate.mutate

@@ -1,0 +1,249 @@
+"""The state of a conversation: the window, the totals, and what is known about it.
+
+One fold, `ConversationView.apply`, makes it from the events. Live reads, cold loads and replays
+all call it, so that the same events give the same view wherever they come from.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final
+
+from pydantic_core import to_json
+
+from domain import clock
+from domain.events import (
+    ABSENT,
+    ContextUpdated,
+    ConversationEvent,
+    ConversationStarted,
+    ConversationTitled,
+    MessageAppended,
+    SessionReset,
+    UsageRecorded,
+    merged,
+)
+from domain.identity import ConversationId
+from domain.messages import JSONObject
+from domain.usage import TokenTotals
+
+from .totals import Totals
+from .window import Window, message_view
+
+__all__ = ["ConversationView", "message_view"]
+
+_FORMAT: Final = 1
+
+# Roughly what a view takes in memory beside its window and the facts it was told.
+_BASE_BYTES: Final = 2_000
+_BYTES_PER_JSON_BYTE: Final = 4
+
+
+class ConversationView:
+    """What readers see of one conversation at one version.
+
+    `version` and `seq` (the stream sequence) are those of the last event taken in, 0 before the
+    first; `reset_version` is that of the last reset, 0 where there was none. `size_bytes` is
+    roughly what the view takes in memory. The objects it returns are its own: not to be changed.
+    """
+
+    __slots__ = (
+        "_fact_bytes",
+        "context",
+        "created_at",
+        "id",
+        "last_activity",
+        "message_count",
+        "metadata",
+        "model",
+        "reset_version",
+        "seq",
+        "status",
+        "title",
+        "totals",
+        "user_id",
+        "version",
+        "window",
+    )
+
+    def __init__(self, window_size: int) -> None:
+        self.id: ConversationId | None = None
+        self.version = 0
+        self.seq = 0
+        self.reset_version = 0
+        self.status = "active"
+        self.user_id: str | None = None
+        self.title: str | None = None
+        self.model: str | None = None
+        self.context: JSONObject = {}
+        self.metadata: JSONObject = {}
+        self.message_count = 0
+        self.created_at: datetime | None = None
+        self.last_activity: datetime | None = None
+        self.window = Window(window_size)
+        self.totals = Totals()
+        self._fact_bytes = 0
+
+    @classmethod
+    def empty(cls, window_size: int) -> ConversationView:
+        """Returns the view of a conversation before its first event."""
+        return cls(window_size)
+
+    @property
+    def exists(self) -> bool:
+        """Whether any event has been taken in."""
+        return self.version > 0
+
+    @property
+    def window_size(self) -> int:
+        """How many messages the window holds at most."""
+        return self.window.size
+
+    @property
+    def size_bytes(self) -> int:
+        """Roughly what the view takes in memory."""
+        return _BASE_BYTES + self._fact_bytes + self.window.size_bytes
+
+    # The fold.
+
+    def apply(self, event: ConversationEvent, seq: int) -> None:
+        """Takes in the next event, stored at stream sequence `seq`.
+
+        Checks nothing. An event of a type that shows nowhere here still counts as seen.
+        """
+        match event:
+            case MessageAppended():
+                self.message_count += 1
+                self.window.apply(event)
+            case UsageRecorded():
+                self.totals.apply(event)
+            case SessionReset():
+                self.reset_version = event.originator_version
+                self.window.apply(event)
+                self.totals.apply(event)
+            case ConversationStarted():
+                self._begin(event)
+            case ContextUpdated():
+                self._merge(event)
+            case ConversationTitled():
+                self.title = event.title
+        self.version = event.originator_version
+        self.seq = seq
+        self.last_activity = event.timestamp
+
+    def _begin(self, event: ConversationStarted) -> None:
+        self.id = ConversationId.from_key(event.originator_id)
+        self.created_at = event.timestamp
+        self.user_id = event.user_id
+        self.title = event.title
+        self.model = event.model
+        self.context = merged({}, event.context)
+        self.metadata = merged({}, event.metadata)
+        self._weigh_facts()
+
+    def _merge(self, event: ContextUpdated) -> None:
+        if event.user_id is not ABSENT:
+            self.user_id = event.user_id
+        if event.title is not ABSENT:
+            self.title = event.title
+        if event.model is not ABSENT:
+            self.model = event.model
+        self.context = merged(self.context, event.context)
+        self.metadata = merged(self.metadata, event.metadata)
+        self._weigh_facts()
+
+    def _weigh_facts(self) -> None:
+        if self.context or self.metadata:
+            size = len(to_json(self.context)) + len(to_json(self.metadata))
+            self._fact_bytes = _BYTES_PER_JSON_BYTE * size
+        else:
+            self._fact_bytes = 0
+
+    # What readers see.
+
+    def messages(self, limit: int | None = None) -> list[dict[str, Any]]:
+        """Returns the window's messages, oldest first: the last `limit`, or all for None."""
+        return self.window.messages(limit)
+
+    def usage(self) -> dict[str, Any]:
+        """Returns {"usage", "lifetime"}, each {prompt, completion, total}."""
+        return {"usage": self.totals.since_reset(), "lifetime": self.totals.lifetime()}
+
+    def state(self) -> dict[str, Any]:
+        """Returns the contract's state object; null where nothing is known."""
+        return {
+            "conversation_id": self.id and self.id.conversation_id,
+            "tenant_id": self.id and self.id.tenant_id,
+            "user_id": self.user_id,
+            "title": self.title,
+            "status": self.status,
+            "model": self.model,
+            "context": self.context,
+            "metadata": self.metadata,
+            "recent_messages": self.window.messages(),
+            "tokens_used": self.totals.since_reset(),
+            "lifetime_tokens": self.totals.lifetime(),
+            "message_count": self.message_count,
+            "created_at": self.created_at and clock.to_text(self.created_at),
+            "last_activity": self.last_activity and clock.to_text(self.last_activity),
+            "version": self.version,
+            "seq": self.seq,
+        }
+
+    # Snapshots.
+
+    def to_state(self) -> dict[str, Any]:
+        """Returns all of it as plain JSON, for `from_state`."""
+        return {
+            "format": _FORMAT,
+            "window_size": self.window_size,
+            "id": self.id and list(self.id),
+            "version": self.version,
+            "seq": self.seq,
+            "reset_version": self.reset_version,
+            "status": self.status,
+            "user_id": self.user_id,
+            "title": self.title,
+            "model": self.model,
+            "context": self.context,
+            "metadata": self.metadata,
+            "message_count": self.message_count,
+            "created_at": self.created_at and clock.to_text(self.created_at),
+            "last_activity": self.last_activity and clock.to_text(self.last_activity),
+            "totals": list(self.totals.tokens),
+            "messages": self.window.to_state(),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> ConversationView:
+        """Returns the view that `to_state` gave, without a look at the events.
+
+        Raises ValueError for a state that is not one, or of a format that is not known here.
+        """
+        if state.get("format") != _FORMAT:
+            raise ValueError(f"view state of unknown format {state.get('format')!r}")
+        try:
+            return cls._from_known_state(state)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"view state that cannot be read: {error!r}") from error
+
+    @classmethod
+    def _from_known_state(cls, state: dict[str, Any]) -> ConversationView:
+        view = cls(state["window_size"])
+        view.id = state["id"] and ConversationId(*state["id"])
+        view.version = state["version"]
+        view.seq = state["seq"]
+        view.reset_version = state["reset_version"]
+        view.status = state["status"]
+        view.user_id = state["user_id"]
+        view.title = state["title"]
+        view.model = state["model"]
+        view.context = state["context"]
+        view.metadata = state["metadata"]
+        view.message_count = state["message_count"]
+        view.created_at = state["created_at"] and clock.from_text(state["created_at"])
+        view.last_activity = state["last_activity"] and clock.from_text(state["last_activity"])
+        view.totals = Totals(TokenTotals(*state["totals"]))
+        view.window = Window.from_state(state["window_size"], state["messages"])
+        view._weigh_facts()
+        return view
