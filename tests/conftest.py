@@ -1,0 +1,53 @@
+"""The fixture chain: store_dir -> nats_server (the embedded one, on a free port) -> nats_client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from nats.aio.client import Client
+
+from infra.connection import connect
+from infra.server import EmbeddedServer
+from infra.settings import Settings
+
+UNTIL_TIMEOUT_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def store_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory of the test module's own."""
+    return tmp_path_factory.mktemp("ledger")
+
+
+@pytest_asyncio.fixture(scope="module")
+async def nats_server(store_dir: Path) -> AsyncIterator[EmbeddedServer]:
+    """A real nats-server for the module, answering; its streams are shared by the module's tests.
+
+    A test that kills it (`nats_server.kill()`) finds it restarted on the same port.
+    """
+    async with EmbeddedServer(store_dir) as server:
+        yield server
+
+
+@pytest_asyncio.fixture
+async def nats_client(nats_server: EmbeddedServer) -> AsyncIterator[Client]:
+    """A connection for one test, made as the product makes its own."""
+    client = await connect(nats_server.url, name="test", settings=Settings())
+    yield client
+    await client.close()
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], bool]], Awaitable[None]]:
+    """Waits until something holds; fails (never passes by) when it does not within 30 s."""
+
+    async def wait(holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(UNTIL_TIMEOUT_S):
+            while not holds():  # noqa: ASYNC110 - what is waited for is outside this program
+                await asyncio.sleep(0.005)
+
+    return wait
