@@ -295,8 +295,8 @@ _FORMAT: Final = 1
 
 # Roughly what the parts of a conversation take in memory, in CPython on 64 bits.
 _BASE_BYTES: Final = 1_600
-_RECEIPT_BYTES: Final = 330
-_MESSAGE_BYTES: Final = 250
+_RECEIPT_BYTES: Final = 220
+_MESSAGE_BYTES: Final = 150
 
 
 def evolve(conversation: Conversation | None, event: ConversationEvent) -> Conversation:
