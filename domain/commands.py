@@ -11,7 +11,7 @@ import json
 import re
 from datetime import UTC, datetime
 from math import isinf
-from typing import Annotated, Any, ClassVar, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -95,6 +95,9 @@ Object = Annotated[JSONObject, BeforeValidator(_empty_object_for_null)]
 Tokens = Annotated[int, Field(ge=0, le=TOKENS_MAX)]
 Time = Annotated[str, AfterValidator(_time_with_zone)]
 Cost = Annotated[str, AfterValidator(_decimal)]
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class _Value(BaseModel):
@@ -262,13 +265,21 @@ def parse_command(verb: str, body: bytes) -> Command:
     model = COMMANDS.get(verb)
     if model is None:
         raise InvalidRequest(f"unknown verb {_shortened(verb)!a}: use one of {', '.join(COMMANDS)}")
+    return parse_as(model, verb, body)
+
+
+def parse_as(model: type[ModelT], what: str, body: bytes) -> ModelT:
+    """Returns the body of a request as an instance of `model`; `what` names it in refusals.
+
+    Raises InvalidRequest; see `parse_command`.
+    """
     request = parse_object(body)
     try:
         return model.model_validate(request)
     except ValidationError as error:
         problems = _problems(error)
         first = problems[0]
-        where = f"{verb}: {first['field']}" if first["field"] else verb
+        where = f"{what}: {first['field']}" if first["field"] else what
         raise InvalidRequest(
             f"{where} {first['problem']}; correct every field that the details name", problems
         ) from None
@@ -352,7 +363,7 @@ def _problem_of(error: ErrorDetails) -> str:
 
 _PROBLEMS: Final = {
     "missing": "is required",
-    "extra_forbidden": "is not a field of this command",
+    "extra_forbidden": "is not a field that belongs here",
     "string_type": "must be a string",
     "int_type": "must be a whole number",
     "dict_type": "must be a JSON object",
@@ -379,6 +390,7 @@ __all__ = [
     "ResetSession",
     "TokenUse",
     "UpdateConversation",
+    "parse_as",
     "parse_command",
     "parse_object",
 ]

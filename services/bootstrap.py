@@ -1,0 +1,128 @@
+"""The composition root: what a process of the ledger is made of, and how it starts and stops.
+
+Every service of one process shares the connections, the store and the conversations in memory.
+Stopping drains: subscriptions end first, what they had taken is carried out and answered, then
+the connections close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator, Sequence
+
+from nats.aio.client import Client
+
+from domain.conversation import Limits
+from infra.connection import connect
+from infra.jetstream.errors import StoreUnavailable
+from infra.jetstream.store import Store
+from infra.jetstream.topology import Topology
+from infra.settings import Settings
+from services.commands import CommandService
+from services.conversations import Conversations
+from services.endpoint import Outbox
+from services.queries import QueryService
+
+log = logging.getLogger(__name__)
+
+SERVICES = ("commands", "queries")
+"""What `serve` can run."""
+
+STORE_WITHIN_S = 30.0
+"""How long JetStream may take to be ready after the server answers (it recovers its streams)."""
+
+
+def topology(settings: Settings) -> Topology:
+    """The ledger's streams and subjects (contract, section 2)."""
+    return Topology(
+        stream="CONVO-EVENTS",
+        prefix="convo.evt",
+        live_prefix="convo.live",
+        snapshot_stream="CONVO-SNAPSHOTS",
+        snapshot_prefix="convo.snap",
+        partitions=settings.partitions,
+        replicas=settings.replicas,
+        originator_tokens=2,
+        snapshot_bytes_max=4_000_000,
+    )
+
+
+class Process:
+    """The services of one process, running; see `running`."""
+
+    def __init__(
+        self, store: Store, conversations: Conversations, outbox: Outbox, settings: Settings
+    ) -> None:
+        self.store = store
+        self.conversations = conversations
+        self.settings = settings
+        self.commands = CommandService(conversations, outbox)
+        self.queries = QueryService(conversations, outbox)
+
+
+@contextlib.asynccontextmanager
+async def running(
+    settings: Settings, services: Sequence[str], *, url: str
+) -> AsyncIterator[Process]:
+    """Runs the named services of `SERVICES` against the server at `url`, inside the block.
+
+    Leaving the block drains. Raises ConnectionRefused, StreamMismatch or StoreUnavailable when
+    they cannot start.
+    """
+    name = "convo-" + "-".join(services)
+    async with contextlib.AsyncExitStack() as stack:
+        serving = await connect(url, name=name, settings=settings)
+        stack.push_async_callback(serving.close)
+        writing = await connect(url, name=f"{name}-write", settings=settings)
+        stack.push_async_callback(writing.close)
+        reading = await connect(url, name=f"{name}-read", settings=settings)
+        stack.push_async_callback(reading.close)
+        store = await _open(topology(settings), writing, reading)
+        stack.push_async_callback(store.close)
+        conversations = Conversations(
+            store,
+            limits=Limits(settings.max_content_bytes, settings.messages_per_minute),
+            window_size=settings.window_size,
+            cache_bytes=settings.cache_bytes,
+        )
+        outbox = Outbox(writing)
+        process = Process(store, conversations, outbox, settings)
+        if "commands" in services:
+            await process.commands.start(serving)
+        if "queries" in services:
+            await process.queries.start(serving)
+        try:
+            yield process
+        finally:
+            if serving.is_connected:
+                await serving.drain()
+            await process.queries.idle()
+            await conversations.close()
+            await process.commands.idle()
+            await outbox.close()
+
+
+async def _open(topology: Topology, writing: Client, reading: Client) -> Store:
+    give_up_at = asyncio.get_running_loop().time() + STORE_WITHIN_S
+    while True:
+        try:
+            return await Store.open(topology, writing=writing, reading=reading)
+        except StoreUnavailable:
+            if asyncio.get_running_loop().time() > give_up_at:
+                raise
+            await asyncio.sleep(0.2)
+
+
+async def serve(settings: Settings, services: Sequence[str], *, url: str) -> None:
+    """Runs the named services until SIGINT or SIGTERM, then drains. Raises as `running` does."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signum, stop.set)
+    async with running(settings, services, url=url):
+        log.info("serving %s", ", ".join(services))
+        await stop.wait()
+        log.info("stopping: answering what was accepted")

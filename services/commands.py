@@ -1,0 +1,197 @@
+"""The command service: `convo.cmd.<tenant>.<conversation>.<verb>`, one reply for each request.
+
+An append walks: parse → decide (on the conversation in memory) → append and fsync → fold → reply.
+Nothing in it waits but the append, so one process decides thousands of commands while one batch is
+on its way to the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from nats.aio.client import Client
+from nats.micro.request import Request
+from nats.micro.service import Service
+
+from domain.commands import Command, parse_command
+from domain.conversation import CommandContext, Receipt
+from domain.errors import ConversationError, InvalidRequest
+from domain.events import ConversationEvent, MessageAppended
+from domain.identity import ConversationId
+from infra.jetstream.errors import LedgerDamaged
+from projections.state import ConversationView
+from projections.totals import Totals
+from services.conversations import Answer, Conversations
+from services.endpoint import (
+    ACTOR,
+    COMMAND_ID,
+    EXPECTED_VERSION,
+    Outbox,
+    conversation_of,
+    header_name,
+    header_number,
+    start_service,
+)
+from services.paging import cut_state
+
+PREFIX = "convo.cmd."
+
+
+class CommandService:
+    """Answers command messages out of one `Conversations`."""
+
+    def __init__(self, conversations: Conversations, outbox: Outbox) -> None:
+        self._conversations = conversations
+        self._outbox = outbox
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self, nc: Client) -> Service:
+        """Listens on `nc`, in the queue group that all command services share."""
+        return await start_service(
+            nc,
+            name="convo-commands",
+            description="Writes to conversations: init, append, usage, turn, reset, update, import",
+            endpoints={"commands": (f"{PREFIX}>", self.handle)},
+        )
+
+    async def handle(self, request: Request) -> None:
+        """Takes one request; its reply is sent when its events are on disk, or it is refused."""
+        try:
+            id, verb = conversation_of(request.subject, PREFIX)
+            command = parse_command(verb, request.data)
+            context = _context(request, command)
+        except ConversationError as refused:
+            self._outbox.refuse(request, refused)
+        except Exception as error:  # noqa: BLE001 (no request stays unanswered)
+            self._outbox.refuse(request, error)
+        else:
+            self._conversations.execute(
+                id, command, context, lambda answer: self._reply(request, id, command, answer)
+            )
+
+    async def idle(self) -> None:
+        """Returns once the replies that need to be read from the ledger are made."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _reply(
+        self, request: Request, id: ConversationId, command: Command, answer: Answer | Exception
+    ) -> None:
+        if isinstance(answer, Exception):
+            self._outbox.refuse(request, answer)
+        elif answer.receipt is not None:
+            task = asyncio.get_running_loop().create_task(
+                self._reply_again(request, id, command, answer.receipt)
+            )
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            body = self._body(id, answer.view.version, answer.view.seq)
+            body["events"] = _events(answer.events, answer.seqs)
+            self._add(body, command, answer.events, answer.view)
+            self._outbox.reply(request, body)
+
+    async def _reply_again(
+        self, request: Request, id: ConversationId, command: Command, receipt: Receipt
+    ) -> None:
+        """Answers a repeated command as the first time, from what that wrote."""
+        try:
+            events, seqs = await self._written(id, receipt)
+            body = self._body(id, receipt.last_version, seqs[-1])
+            body["duplicate"] = True
+            body["events"] = _events(events, seqs)
+            view = None
+            if command.verb == "init":
+                view = await self._conversations.replay(
+                    id, lambda event: event.originator_version <= receipt.last_version
+                )
+            self._add(body, command, events, view)
+            if receipt.usage is not None:
+                totals = Totals(receipt.usage)
+                body |= {"usage": totals.since_reset(), "lifetime": totals.lifetime()}
+        except Exception as error:  # noqa: BLE001 (no request stays unanswered)
+            self._outbox.refuse(request, error)
+        else:
+            self._outbox.reply(request, body)
+
+    async def _written(
+        self, id: ConversationId, receipt: Receipt
+    ) -> tuple[list[ConversationEvent], list[int]]:
+        """The events of a receipt, and their stream sequences, read from the ledger."""
+        store = self._conversations.store
+        last = await store.last(id.key, leader=True)
+        first = last and await store.locate_version(id.key, receipt.first_version, last=last)
+        count = receipt.last_version - receipt.first_version + 1
+        recorded = (await store.read_page(id.key, first.seq, count))[0] if first else []
+        if len(recorded) != count or recorded[0].version != receipt.first_version:
+            raise LedgerDamaged(
+                f"versions {receipt.first_version} to {receipt.last_version} of {id.key} are not "
+                "on the stream any more"
+            )
+        events = [self._conversations.event(id.key, each) for each in recorded]
+        return events, [each.seq for each in recorded]
+
+    def _body(self, id: ConversationId, version: int, seq: int) -> dict[str, Any]:
+        return {
+            "ok": True,
+            "tenant_id": id.tenant_id,
+            "conversation_id": id.conversation_id,
+            "version": version,
+            "seq": seq,
+            "partition": self._conversations.store.topology.partition(id.key),
+            "duplicate": False,
+        }
+
+    def _add(
+        self,
+        body: dict[str, Any],
+        command: Command,
+        events: Sequence[ConversationEvent],
+        view: ConversationView | None,
+    ) -> None:
+        """Adds what the verb promises beside the events: ids, totals, state."""
+        match command.verb:
+            case "append":
+                body["message_id"] = next(
+                    e.message_id for e in events if isinstance(e, MessageAppended)
+                )
+            case "turn" | "import":
+                body["message_ids"] = [
+                    e.message_id for e in events if isinstance(e, MessageAppended)
+                ]
+        if view is None:
+            return
+        if command.verb == "init":
+            body["state"] = cut_state(view.state(), self._outbox.reply_bytes_max)
+        elif command.verb == "usage" or (command.verb == "turn" and _used(events)):
+            body |= view.usage()
+
+
+def _used(events: Sequence[ConversationEvent]) -> bool:
+    return any(event.TOPIC == "UsageRecorded" for event in events)
+
+
+def _events(events: Sequence[ConversationEvent], seqs: Sequence[int]) -> list[dict[str, Any]]:
+    return [
+        {"type": event.TOPIC, "version": event.originator_version, "seq": seq}
+        for event, seq in zip(events, seqs, strict=True)
+    ]
+
+
+def _context(request: Request, command: Command) -> CommandContext:
+    headers = request.headers
+    if not headers:
+        return CommandContext(command.command_id)
+    command_id = header_name(headers, COMMAND_ID)
+    if command_id and command.command_id and command_id != command.command_id:
+        raise InvalidRequest(
+            f"header {COMMAND_ID} and command_id in the body differ: send one of them",
+            [{"field": "command_id", "problem": f"differs from {COMMAND_ID}"}],
+        )
+    return CommandContext(
+        command_id or command.command_id,
+        header_name(headers, ACTOR),
+        header_number(headers, EXPECTED_VERSION),
+    )

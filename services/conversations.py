@@ -1,0 +1,530 @@
+"""Conversations in use: load, decide, append, fold. One instance per process, on its event loop.
+
+A conversation in use has two sides. The aggregate decides, and runs ahead: a command is decided
+on the state that the commands before it will have made, while those are still on their way to the
+disk. The view is what was stored, and follows: it is folded when the store has said so, and only
+views are shown to anyone. When an append fails, whatever was decided on top of it is void: the
+conversation is dropped, loaded anew, and those commands are decided again, one conversation at a
+time, so that no neighbour notices.
+
+Nothing is answered that rests on something not stored: a refusal or a repeated command that was
+decided while appends were under way waits for them; one decided on a state that may be out of
+date (another process may have written) is confirmed with the store's leader first.
+
+What is in memory is a cache: bounded in bytes, least recently used out first, never a source.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Coroutine, Sequence
+
+from eventsourcing.persistence import StoredEvent
+
+from domain.commands import Command
+from domain.conversation import (
+    CommandContext,
+    Conversation,
+    Decision,
+    Limits,
+    Receipt,
+    decide,
+    evolve,
+)
+from domain.errors import ConversationError, MessageTooLarge, RateLimited
+from domain.events import ConversationEvent
+from domain.identity import ConversationId
+from domain.mapper import ConversationMapper
+from infra.jetstream.committer import Write
+from infra.jetstream.envelope import GENESIS, Recorded, Tail, pack, verify_chain
+from infra.jetstream.errors import Conflict, LedgerDamaged
+from infra.jetstream.store import Store, check_contiguous
+from projections.state import ConversationView
+from services.errors import NotYetThere
+from services.snapshots import Snapshot, Snapshotter
+
+log = logging.getLogger(__name__)
+
+DECIDE_AGAIN_S = 10.0
+"""How long a command is decided again after conflicts before its caller is told."""
+
+MIN_SEQ_WAIT_S = 2.0
+"""How long a read waits for the event that its caller has seen."""
+
+_ENTRY_BYTES = 2_000
+
+
+class Answer:
+    """What a command came to.
+
+    `events` with their stream sequences `seqs` (none: a harmless repeat), and the view right after
+    them; for a repeated command `receipt` says which events the first one wrote.
+    """
+
+    __slots__ = ("events", "receipt", "seqs", "view")
+
+    def __init__(
+        self,
+        view: ConversationView,
+        events: Sequence[ConversationEvent] = (),
+        seqs: Sequence[int] = (),
+        receipt: Receipt | None = None,
+    ) -> None:
+        self.view = view
+        self.events = events
+        self.seqs = seqs
+        self.receipt = receipt
+
+
+Respond = Callable[[Answer | Exception], None]
+
+
+class Attempt:
+    """One command on its way, until it is answered (exactly once)."""
+
+    __slots__ = (
+        "command",
+        "context",
+        "decision",
+        "give_up_at",
+        "id",
+        "refusal",
+        "respond",
+        "tries",
+    )
+
+    def __init__(
+        self, id: ConversationId, command: Command, context: CommandContext, respond: Respond
+    ) -> None:
+        self.id = id
+        self.command = command
+        self.context = context
+        self.respond = respond
+        self.decision: Decision | None = None
+        self.refusal: ConversationError | None = None
+        self.give_up_at = time.monotonic() + DECIDE_AGAIN_S
+        self.tries = 0
+
+    @property
+    def writes(self) -> bool:
+        """Whether its decision has events to store."""
+        return self.decision is not None and bool(self.decision.events)
+
+
+class InUse:
+    """A conversation in memory. `conversation` and `tail` run ahead, `view` is what is stored."""
+
+    __slots__ = (
+        "conversation",
+        "dropped",
+        "key",
+        "load",
+        "load_error",
+        "loaded",
+        "pending",
+        "settled",
+        "snapshot_version",
+        "tail",
+        "view",
+        "waiting",
+        "weight",
+    )
+
+    def __init__(self, key: str, view: ConversationView) -> None:
+        self.key = key
+        self.load: asyncio.Task[None] | None = None
+        self.load_error: Exception | None = None
+        self.loaded = False
+        self.dropped = False
+        self.conversation: Conversation | None = None
+        self.view = view
+        self.tail = Tail("")
+        self.pending: deque[Attempt] = deque()  # decided, in order; answered as appends settle
+        self.waiting: list[Attempt] = []  # for the load
+        self.settled: asyncio.Event | None = None
+        self.snapshot_version = 0
+        self.weight = _ENTRY_BYTES
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is under way that this entry is needed for."""
+        return bool(self.pending or self.waiting) or not self.loaded
+
+
+class Conversations:
+    """Executes commands and shows views. See the module's text for what is guaranteed."""
+
+    def __init__(self, store: Store, *, limits: Limits, window_size: int, cache_bytes: int) -> None:
+        self.store = store
+        self.window_size = window_size
+        self._limits = limits
+        self._cache_bytes = cache_bytes
+        self._mapper = ConversationMapper()
+        self._in_use: OrderedDict[str, InUse] = OrderedDict()
+        self._weight = 0
+        self._open = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._snapshotter = Snapshotter(store, self._snapshot_of)
+
+    async def close(self) -> None:
+        """Returns once every command is answered; nothing is accepted by then any more."""
+        await self._idle.wait()
+        await self._snapshotter.close()
+
+    # -- commands ------------------------------------------------------------------------------
+
+    def execute(
+        self, id: ConversationId, command: Command, context: CommandContext, respond: Respond
+    ) -> None:
+        """Decides a command, at once where the conversation is in memory, and stores its events.
+
+        `respond` is called once, when the events are on disk or it is known that they are not:
+        with an Answer, a ConversationError, or an error of the store.
+        """
+        self._open += 1
+        self._idle.clear()
+        self._attempt(Attempt(id, command, context, respond))
+
+    def _attempt(self, attempt: Attempt) -> None:
+        entry = self._entry(attempt.id.key)
+        if entry.loaded:
+            self._decide(entry, attempt)
+        else:
+            entry.waiting.append(attempt)
+
+    def _decide(self, entry: InUse, attempt: Attempt) -> None:
+        attempt.refusal = None
+        try:
+            decision = decide(
+                entry.conversation, attempt.id, attempt.command, attempt.context, self._limits
+            )
+        except ConversationError as refused:
+            attempt.decision, attempt.refusal = None, refused
+        except Exception as error:  # noqa: BLE001 (a fault of ours: answered as one)
+            self._drop(entry)
+            self._answer(attempt, error)
+            return
+        else:
+            attempt.decision = decision
+            if decision.events:
+                self._append(entry, attempt, decision)
+                return
+        if entry.pending:
+            entry.pending.append(attempt)  # rests on what is being stored; told when it is
+        elif _needs_confirmation(attempt):
+            self._spawn(self._confirm(entry, attempt))
+        else:
+            self._conclude(entry, attempt)
+
+    def _append(self, entry: InUse, attempt: Attempt, decision: Decision) -> None:
+        try:
+            entry.conversation = decision.conversation
+            to_stored_event = self._mapper.to_stored_event
+            messages = []
+            for event in decision.events:
+                stored = to_stored_event(event)
+                messages.append(
+                    pack(entry.tail, stored.topic, stored.originator_version, stored.state)
+                )
+        except Exception as error:  # noqa: BLE001 (a fault of ours: answered as one)
+            self._drop(entry)
+            self._answer(attempt, error)
+            return
+        entry.pending.append(attempt)
+        self.store.submit(Write(messages, lambda write: self._settled(entry, attempt, write)))
+
+    def _settled(self, entry: InUse, attempt: Attempt, write: Write) -> None:
+        """The store has said what became of an append: fold and answer, or decide again."""
+        entry.pending.remove(attempt)
+        if write.error is None:
+            self._stored(entry, attempt, write.seqs)
+        else:
+            self._drop(entry)
+            if isinstance(write.error, Conflict):
+                self._again(attempt, write.error)
+            else:
+                self._answer(attempt, write.error)
+        self._follow_up(entry)
+
+    def _stored(self, entry: InUse, attempt: Attempt, seqs: Sequence[int]) -> None:
+        decision = attempt.decision
+        assert decision is not None
+        view = entry.view
+        for event, seq in zip(decision.events, seqs, strict=True):
+            view.apply(event, seq)
+        self._answer(attempt, Answer(view, decision.events, seqs))
+        self._weigh(entry)
+        if not entry.dropped:
+            self._snapshotter.grown(entry.key, view.version - entry.snapshot_version)
+
+    def _follow_up(self, entry: InUse) -> None:
+        """Answers what waited for the appends before it; on a dropped entry, decides it again."""
+        while entry.pending and not entry.pending[0].writes:
+            attempt = entry.pending.popleft()
+            if entry.dropped:
+                self._attempt(attempt)
+            else:
+                self._conclude(entry, attempt)
+        if not entry.pending and entry.settled is not None:
+            entry.settled.set()
+            entry.settled = None
+
+    def _conclude(self, entry: InUse, attempt: Attempt) -> None:
+        if attempt.refusal is not None:
+            self._answer(attempt, attempt.refusal)
+            return
+        assert attempt.decision is not None
+        self._answer(attempt, Answer(entry.view, receipt=attempt.decision.duplicate))
+
+    def _again(self, attempt: Attempt, conflict: Conflict) -> None:
+        """Decides a command again after somebody else got in first; with pauses that grow."""
+        attempt.tries += 1
+        if time.monotonic() > attempt.give_up_at:
+            self._answer(attempt, conflict)
+        elif attempt.tries <= 2:
+            self._attempt(attempt)
+        else:
+            pause = min(0.2, 0.002 * 2**attempt.tries) * random.random()  # noqa: S311 (jitter)
+            self._loop.call_later(pause, self._attempt, attempt)
+
+    async def _confirm(self, entry: InUse, attempt: Attempt) -> None:
+        """Answers a refusal only when the state that it rests on is still the ledger's."""
+        version = entry.tail.version
+        try:
+            last = await self.store.last(entry.key, leader=True)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the caller is told)
+            self._answer(attempt, error)
+            return
+        if (last.version if last else 0) == version:
+            if entry.tail.version == version and not entry.dropped:
+                self._conclude(entry, attempt)
+            else:
+                self._attempt(attempt)  # ours moved on meanwhile
+            return
+        self._drop(entry)
+        self._attempt(attempt)
+
+    def _answer(self, attempt: Attempt, answer: Answer | Exception) -> None:
+        self._open -= 1
+        if self._open == 0:
+            self._idle.set()
+        try:
+            attempt.respond(answer)
+        except Exception:
+            log.exception("a reply could not be made")
+
+    # -- views ---------------------------------------------------------------------------------
+
+    async def view(
+        self, id: ConversationId, *, min_seq: int | None = None, strong: bool = False
+    ) -> ConversationView:
+        """The conversation as it is stored; `version` 0 when it does not exist.
+
+        Fresh when it was asked for: the last event is compared with the store (through the leader
+        when `strong`); only a view that already includes `min_seq` is shown without asking. Use it
+        at once: it goes on changing. Raises NotYetThere when `min_seq` does not appear in time,
+        StoreUnavailable, LedgerDamaged.
+        """
+        give_up_at = time.monotonic() + MIN_SEQ_WAIT_S
+        leader = strong
+        while True:
+            entry = await self._ready(id.key)
+            if min_seq is not None and not strong and entry.view.seq >= min_seq:
+                return entry.view
+            last = await self.store.last(id.key, leader=leader)
+            if not await self._stands_at(entry, last):
+                continue
+            if min_seq is None or entry.view.seq >= min_seq:
+                return entry.view
+            if time.monotonic() > give_up_at:
+                raise NotYetThere(min_seq, entry.view.seq)
+            leader = True
+            await asyncio.sleep(0.02)
+
+    async def _stands_at(self, entry: InUse, last: Recorded | None) -> bool:
+        """Whether the entry's view includes `last`; False when the caller has to look again.
+
+        Our own appends on their way are waited for; a view that is one event behind is brought up
+        to date by `last` itself; one further behind is dropped, to be loaded anew.
+        """
+        if last is None or entry.view.seq >= last.seq:
+            return True
+        if entry.pending:
+            if entry.settled is None:
+                entry.settled = asyncio.Event()
+            await entry.settled.wait()
+            return entry.view.seq >= last.seq
+        if not entry.dropped and last.version == entry.view.version + 1:
+            verify_chain(entry.tail.digest, [last])
+            self._fold(entry, [last])
+            return True
+        self._drop(entry)
+        return False
+
+    async def replay(
+        self, id: ConversationId, until: Callable[[ConversationEvent], bool]
+    ) -> ConversationView:
+        """The conversation as it was after the last event for which `until` holds.
+
+        `until` must hold for every event up to some point and for none behind it. Folded from the
+        first event on; `version` 0 when it holds for none.
+        """
+        view = ConversationView.empty(self.window_size)
+        subject = self.store.topology.subject(id.key)
+        digest = GENESIS
+        async for page in self.store.reader.pages(self.store.stream_of(id.key), subject):
+            check_contiguous(page)
+            digest = verify_chain(digest, page)
+            for recorded in page:
+                event = self.event(id.key, recorded)
+                if not until(event):
+                    return view
+                view.apply(event, recorded.seq)
+        return view
+
+    def event(self, key: str, recorded: Recorded) -> ConversationEvent:
+        """The domain event that is recorded there. Raises UnknownEvent."""
+        return self._mapper.to_domain_event(
+            StoredEvent(key, recorded.version, recorded.topic, recorded.body)
+        )
+
+    # -- memory --------------------------------------------------------------------------------
+
+    def _entry(self, key: str) -> InUse:
+        """The conversation in memory; a new entry is being loaded when this returns."""
+        entry = self._in_use.get(key)
+        if entry is None:
+            entry = self._in_use[key] = InUse(key, ConversationView.empty(self.window_size))
+            self._weight += entry.weight
+            entry.load = self._spawn(self._load(entry))
+            self._shrink()
+        else:
+            self._in_use.move_to_end(key)
+        return entry
+
+    async def _ready(self, key: str) -> InUse:
+        """The conversation in memory, loaded. Raises what its load failed with."""
+        entry = self._entry(key)
+        if not entry.loaded:
+            assert entry.load is not None
+            await asyncio.shield(entry.load)
+            if entry.load_error is not None:
+                raise entry.load_error
+        return entry
+
+    async def _load(self, entry: InUse) -> None:
+        try:
+            await self._read_in(entry)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the callers are told)
+            entry.load_error = error
+            self._drop(entry)
+            for attempt in entry.waiting:
+                self._answer(attempt, error)
+            entry.waiting.clear()
+            return
+        entry.loaded = True
+        waiting, entry.waiting = entry.waiting, []
+        for attempt in waiting:
+            if entry.dropped:
+                self._attempt(attempt)
+            else:
+                self._decide(entry, attempt)
+        self._weigh(entry)
+        self._snapshotter.grown(entry.key, entry.view.version - entry.snapshot_version)
+
+    async def _read_in(self, entry: InUse) -> None:
+        """Rebuilds a conversation from its snapshot and the events from there on."""
+        key = entry.key
+        body = await self.store.snapshots.load(key)
+        snapshot = Snapshot.decode(body, window_size=self.window_size) if body else None
+        if snapshot is not None:
+            events = await self.store.read(key, from_seq=snapshot.view.seq)
+            if events and (events[0].seq, events[0].digest) == (snapshot.view.seq, snapshot.digest):
+                entry.conversation, entry.view = snapshot.conversation, snapshot.view
+                entry.snapshot_version = snapshot.view.version
+                entry.tail = self.store.tail(key, events[0])
+                self._fold(entry, events[1:])
+                return
+            log.warning("the snapshot of %s does not belong to this ledger; ignored", key)
+        entry.tail = self.store.tail(key, None)
+        self._fold(entry, await self.store.read(key))
+
+    def _fold(self, entry: InUse, events: Sequence[Recorded]) -> None:
+        """Takes stored events into an entry at rest: aggregate, view and tail."""
+        if not events:
+            return
+        check_contiguous(events)
+        if events[0].version != entry.tail.version + 1:
+            raise LedgerDamaged(
+                f"{events[0].subject}: version {events[0].version} at stream sequence "
+                f"{events[0].seq} where version {entry.tail.version + 1} was due"
+            )
+        verify_chain(entry.tail.digest, events)
+        for recorded in events:
+            event = self.event(entry.key, recorded)
+            entry.conversation = evolve(entry.conversation, event)
+            entry.view.apply(event, recorded.seq)
+        entry.tail = self.store.tail(entry.key, events[-1])
+
+    def _drop(self, entry: InUse) -> None:
+        """Forgets a conversation; appends still under way on it are told as they settle."""
+        if not entry.dropped:
+            entry.dropped = True
+            if self._in_use.get(entry.key) is entry:
+                del self._in_use[entry.key]
+            self._weight -= entry.weight
+
+    def _weigh(self, entry: InUse) -> None:
+        if entry.dropped:
+            return
+        weight = _ENTRY_BYTES + entry.view.size_bytes
+        if entry.conversation is not None:
+            weight += entry.conversation.size_bytes
+        self._weight += weight - entry.weight
+        entry.weight = weight
+        if self._weight > self._cache_bytes:
+            self._shrink()
+
+    def _shrink(self) -> None:
+        """Forgets the least recently used conversations that nobody waits for."""
+        if self._weight <= self._cache_bytes:
+            return
+        for entry in list(self._in_use.values()):
+            if not entry.busy:
+                self._drop(entry)
+                if self._weight <= self._cache_bytes * 0.9:
+                    return
+
+    async def _snapshot_of(self, key: str) -> Snapshot | None:
+        """What to save for a conversation: as it is in memory, or read anew when that is busy."""
+        entry = self._in_use.get(key)
+        if entry is None:
+            return None
+        source = entry
+        if entry.busy:
+            source = InUse(key, ConversationView.empty(self.window_size))
+            await self._read_in(source)
+        if source.conversation is None:
+            return None
+        entry.snapshot_version = source.view.version
+        return Snapshot(source.conversation, source.view, source.tail.digest.hex())
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _needs_confirmation(attempt: Attempt) -> bool:
+    """Whether the answer would be another one had somebody else written meanwhile."""
+    if attempt.decision is not None:
+        return attempt.decision.duplicate is None
+    return not isinstance(attempt.refusal, MessageTooLarge | RateLimited)

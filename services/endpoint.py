@@ -1,0 +1,182 @@
+"""The edge of a service on NATS: what comes in as bytes and headers, what goes out as JSON.
+
+Requests are taken one at a time by the subscription; a handler that must wait goes on in a task.
+Replies go out through one outbox, over a connection that outlives the subscriptions, so that a
+service that is told to stop still answers what it has accepted. A request without a reply subject
+is carried out and answered to nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.errors import MaxPayloadError
+from nats.micro.request import Request
+from nats.micro.service import EndpointConfig, Service, ServiceConfig
+from pydantic_core import to_json
+
+from domain.errors import InvalidRequest
+from domain.identity import ConversationId
+from services.errors import Refusal, refusal
+
+log = logging.getLogger(__name__)
+
+VERSION = "0.1.0"
+
+COMMAND_ID = "Convo-Command-Id"
+EXPECTED_VERSION = "Convo-Expected-Version"
+ACTOR = "Convo-Actor"
+MIN_SEQ = "Convo-Min-Seq"
+CONSISTENCY = "Convo-Consistency"
+
+ERROR = "Nats-Service-Error"
+ERROR_CODE = "Nats-Service-Error-Code"
+
+NAME_MAX = 128
+_HEADER_TEXT_MAX = 200
+_NUMBER_MAX = 2**53
+
+Headers = Mapping[str, str]
+Handler = Callable[[Request], Awaitable[None]]
+
+
+class Outbox:
+    """Sends replies from code that cannot wait: `reply` queues, one task publishes."""
+
+    def __init__(self, nc: Client) -> None:
+        self._nc = nc
+        self._replies: deque[tuple[str, bytes, dict[str, str] | None]] = deque()
+        self._wake = asyncio.Event()
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    @property
+    def reply_bytes_max(self) -> int:
+        """The largest reply body that the server lets through."""
+        return self._nc.max_payload - 4_096
+
+    def reply(self, request: Request, body: Mapping[str, Any]) -> None:
+        """Answers a request with a JSON object."""
+        self.send(request, to_json(body))
+
+    def refuse(self, request: Request, error: Exception | Refusal) -> None:
+        """Answers a request with the contract's error and the headers of NATS micro services."""
+        told = error if isinstance(error, Refusal) else refusal(error)
+        headers = {ERROR: _header_text(told.message), ERROR_CODE: str(told.status)}
+        self.send(request, to_json(told.body()), headers)
+
+    def send(self, request: Request, body: bytes, headers: dict[str, str] | None = None) -> None:
+        """Answers a request with these bytes."""
+        subject = request._msg.reply  # nats.micro has no public name for it
+        if subject:
+            self._replies.append((subject, body, headers))
+            self._wake.set()
+
+    async def close(self) -> None:
+        """Sends what is queued, then stops."""
+        while self._replies:
+            self._wake.set()
+            await asyncio.sleep(0)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        if self._nc.is_connected:
+            await self._nc.flush()
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._replies:
+                subject, body, headers = self._replies.popleft()
+                await self._publish(subject, body, headers)
+
+    async def _publish(self, subject: str, body: bytes, headers: dict[str, str] | None) -> None:
+        try:
+            await self._nc.publish(subject, body, headers=headers)
+        except MaxPayloadError:
+            told = Refusal(
+                "invalid_request",
+                400,
+                f"the answer would be {len(body)} bytes, more than the server carries: "
+                "ask for less at once (a smaller limit)",
+                retryable=False,
+            )
+            await self._publish(subject, to_json(told.body()), {ERROR_CODE: str(told.status)})
+        except NatsError as error:
+            # The caller asks again, under the same command id where it writes.
+            log.info("a reply was not sent: %s", error)
+
+
+async def start_service(
+    nc: Client, *, name: str, description: str, endpoints: Mapping[str, tuple[str, Handler]]
+) -> Service:
+    """Starts a NATS micro service; `endpoints` is name → (subject, handler).
+
+    Its `$SRV` subjects answer only once every endpoint listens.
+    """
+    service = Service(nc, ServiceConfig(name=name, version=VERSION, description=description))
+    for endpoint, (subject, handler) in endpoints.items():
+        await service.add_endpoint(EndpointConfig(name=endpoint, subject=subject, handler=handler))
+    await nc.flush()
+    await service.start()
+    return service
+
+
+def conversation_of(subject: str, prefix: str) -> tuple[ConversationId, str]:
+    """The conversation and the verb or view that `<prefix><tenant>.<conversation>.<word>` names.
+
+    Raises InvalidRequest for any other subject and for tokens that are not canonical.
+    """
+    tokens = subject[len(prefix) :].split(".", 2)
+    if len(tokens) < 3:
+        raise InvalidRequest(
+            f"the subject has to be {prefix}<tenant>.<conversation>.<what>; a dot, a blank or "
+            "another special character in an id is percent-encoded (a.b is a%2Eb)"
+        )
+    return ConversationId.from_tokens(tokens[0], tokens[1]), tokens[2]
+
+
+def header_number(headers: Headers, name: str) -> int | None:
+    """The whole number (0 … 2^53) in a header, None where it is not set. Raises InvalidRequest."""
+    text = headers.get(name)
+    if text is None:
+        return None
+    if text.isascii() and text.isdigit() and len(text) <= 16 and int(text) <= _NUMBER_MAX:
+        return int(text)
+    raise InvalidRequest(
+        f"header {name} has to be a whole number, not {text[:40]!r}",
+        [{"field": name, "problem": "not a whole number"}],
+    )
+
+
+def header_name(headers: Headers, name: str) -> str | None:
+    """The text (1 … 128 characters) in a header, None where not set. Raises InvalidRequest."""
+    text = headers.get(name)
+    if text is None or 0 < len(text) <= NAME_MAX:
+        return text
+    raise InvalidRequest(
+        f"header {name} has to be 1 to {NAME_MAX} characters",
+        [{"field": name, "problem": f"{len(text)} characters"}],
+    )
+
+
+def header_choice(headers: Headers, name: str, choices: tuple[str, ...]) -> str | None:
+    """One of `choices` in a header, None where it is not set. Raises InvalidRequest."""
+    text = headers.get(name)
+    if text is None or text in choices:
+        return text
+    raise InvalidRequest(
+        f"header {name} has to be one of {', '.join(choices)}",
+        [{"field": name, "problem": f"{text[:40]!r} is not known"}],
+    )
+
+
+def _header_text(text: str) -> str:
+    """One line of ASCII, short enough for a header."""
+    line = " ".join(text.split())[:_HEADER_TEXT_MAX]
+    return line.encode("ascii", "replace").decode()

@@ -1,0 +1,297 @@
+"""The query service: `convo.get.<tenant>.<conversation>.<view>`, answered from folds of the ledger.
+
+`messages`, `usage` and `state` come from the conversation in memory, checked against the ledger;
+`state` at an earlier version or time, `history` and `events` are read from the stream itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Annotated, Any
+
+from nats.aio.client import Client
+from nats.micro.request import Request
+from nats.micro.service import Service
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic_core import from_json
+
+from domain.commands import parse_as
+from domain.errors import ConversationNotInitialized, InvalidRequest
+from domain.identity import ConversationId
+from infra.jetstream.envelope import Recorded
+from projections.history import messages_of
+from projections.state import ConversationView
+from services.conversations import Conversations
+from services.endpoint import (
+    CONSISTENCY,
+    MIN_SEQ,
+    Outbox,
+    conversation_of,
+    header_choice,
+    header_number,
+    start_service,
+)
+from services.paging import cut_state, newest_that_fit, oldest_that_fit
+
+PREFIX = "convo.get."
+PAGE_MAX = 1_000
+_SCAN_EVENTS = 500
+
+Version = Annotated[int, Field(ge=0, le=2**53)]
+Limit = Annotated[int, Field(ge=1, le=PAGE_MAX)]
+
+
+class Query(BaseModel):
+    """A request body: exactly the fields below, of exactly these types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class MessagesQuery(Query):
+    """`limit`: 1 … window size; all of the window when absent."""
+
+    limit: Annotated[int, Field(ge=1)] | None = None
+
+
+class UsageQuery(Query):
+    """Nothing to say."""
+
+
+class StateQuery(Query):
+    """At most one of `at_version` (1 …) and `at` (RFC 3339); now when neither is given."""
+
+    at_version: Annotated[int, Field(ge=1, le=2**53)] | None = None
+    at: Annotated[AwareDatetime, Field(strict=False)] | None = None
+
+
+class HistoryQuery(Query):
+    """At most one of `after_version` and `before_version`; from the oldest on without them."""
+
+    after_version: Version | None = None
+    before_version: Version | None = None
+    limit: Limit = 100
+    include_reset: bool = False
+
+
+class EventsQuery(Query):
+    """Events behind `after_version`, oldest first."""
+
+    after_version: Version = 0
+    limit: Limit = 100
+
+
+class Asked:
+    """One query that was understood: which conversation, how fresh, and the body."""
+
+    __slots__ = ("body", "id", "min_seq", "strong")
+
+    def __init__(self, id: ConversationId, body: Any, min_seq: int | None, strong: bool) -> None:
+        self.id = id
+        self.body = body
+        self.min_seq = min_seq
+        self.strong = strong
+
+
+class QueryService:
+    """Answers queries out of one `Conversations`."""
+
+    def __init__(self, conversations: Conversations, outbox: Outbox) -> None:
+        self._conversations = conversations
+        self._store = conversations.store
+        self._outbox = outbox
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._views: dict[str, tuple[type[Query], Callable[[Asked], Awaitable[dict[str, Any]]]]] = {
+            "messages": (MessagesQuery, self._messages),
+            "usage": (UsageQuery, self._usage),
+            "state": (StateQuery, self._state),
+            "history": (HistoryQuery, self._history),
+            "events": (EventsQuery, self._events),
+        }
+
+    async def start(self, nc: Client) -> Service:
+        """Listens on `nc`, in the queue group that all query services share."""
+        return await start_service(
+            nc,
+            name="convo-queries",
+            description="Reads conversations: messages, usage, state, history, events",
+            endpoints={"queries": (f"{PREFIX}>", self.handle)},
+        )
+
+    async def handle(self, request: Request) -> None:
+        """Takes one request; reading goes on in a task of its own."""
+        task = asyncio.get_running_loop().create_task(self._answer(request))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def idle(self) -> None:
+        """Returns once everything that was taken is answered."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _answer(self, request: Request) -> None:
+        try:
+            asked, show = self._understand(request)
+            body = await show(asked)
+        except Exception as error:  # noqa: BLE001 (no request stays unanswered)
+            self._outbox.refuse(request, error)
+        else:
+            self._outbox.reply(request, body)
+
+    def _understand(
+        self, request: Request
+    ) -> tuple[Asked, Callable[[Asked], Awaitable[dict[str, Any]]]]:
+        id, view = conversation_of(request.subject, PREFIX)
+        if view not in self._views:
+            raise InvalidRequest(
+                f"there is no view {view[:40]!r}: ask for one of {', '.join(self._views)}"
+            )
+        model, show = self._views[view]
+        headers = request.headers or {}
+        min_seq = header_number(headers, MIN_SEQ)
+        strong = header_choice(headers, CONSISTENCY, ("strong", "eventual")) == "strong"
+        return Asked(id, parse_as(model, view, request.data), min_seq, strong), show
+
+    # -- the views -----------------------------------------------------------------------------
+
+    async def _messages(self, asked: Asked) -> dict[str, Any]:
+        query: MessagesQuery = asked.body
+        size = self._conversations.window_size
+        if query.limit is not None and query.limit > size:
+            raise InvalidRequest(
+                f"limit is {query.limit}, the recent window holds {size}: ask for at most {size}, "
+                "or for the history",
+                [{"field": "limit", "problem": f"at most {size}"}],
+            )
+        view = await self._view(asked)
+        messages = view.messages(query.limit)
+        kept = newest_that_fit(messages, self._outbox.reply_bytes_max)
+        body = _found(view, messages=kept)
+        if len(kept) < len(messages):
+            body["truncated"] = True
+        return body
+
+    async def _usage(self, asked: Asked) -> dict[str, Any]:
+        view = await self._view(asked)
+        return _found(view, **view.usage())
+
+    async def _state(self, asked: Asked) -> dict[str, Any]:
+        query: StateQuery = asked.body
+        if query.at_version is not None and query.at is not None:
+            raise InvalidRequest("give at_version or at, not both")
+        now = await self._view(asked)
+        if query.at_version is None and query.at is None:
+            view = now
+        elif query.at_version is not None:
+            view = await self._at_version(asked.id, query.at_version, now.version)
+        else:
+            view = await self._at_time(asked.id, query.at)
+        return _found(view, state=cut_state(view.state(), self._outbox.reply_bytes_max))
+
+    async def _at_version(self, id: ConversationId, version: int, current: int) -> ConversationView:
+        if version > current:
+            raise InvalidRequest(
+                f"the conversation is at version {current}, it has no version {version} yet",
+                [{"field": "at_version", "problem": f"at most {current}"}],
+            )
+        return await self._conversations.replay(
+            id, lambda event: event.originator_version <= version
+        )
+
+    async def _at_time(self, id: ConversationId, at: datetime | None) -> ConversationView:
+        assert at is not None
+        view = await self._conversations.replay(id, lambda event: event.timestamp <= at)
+        if not view.exists:
+            raise ConversationNotInitialized(
+                f"the conversation did not exist yet at {at.isoformat()}: ask for a later time"
+            )
+        return view
+
+    async def _history(self, asked: Asked) -> dict[str, Any]:
+        query: HistoryQuery = asked.body
+        if query.after_version is not None and query.before_version is not None:
+            raise InvalidRequest("give after_version or before_version, not both")
+        view = await self._view(asked)
+        first_version = 1 if query.include_reset else view.reset_version + 1
+        if query.before_version is not None:
+            page = await self._messages_before(
+                asked.id, query.before_version, query.limit, first_version, view.version
+            )
+        else:
+            after = max(query.after_version or 0, first_version - 1)
+            page = await self._messages_after(asked.id, after, query.limit)
+        return _found(view) | page
+
+    async def _messages_after(self, id: ConversationId, after: int, limit: int) -> dict[str, Any]:
+        """Up to `limit` messages behind version `after`; `next` is passed on as after_version."""
+        messages: list[dict[str, Any]] = []
+        more = True
+        while len(messages) <= limit and more:
+            events, pending = await self._read_after(id, after, _SCAN_EVENTS)
+            messages += messages_of(self._conversations.event(id.key, each) for each in events)
+            more = bool(events and pending)
+            if events:
+                after = events[-1].version
+        kept = oldest_that_fit(messages[:limit], self._outbox.reply_bytes_max)
+        page: dict[str, Any] = {"messages": kept}
+        if len(kept) < len(messages):
+            page["next"] = kept[-1]["version"]
+        return page
+
+    async def _messages_before(
+        self, id: ConversationId, before: int, limit: int, first_version: int, current: int
+    ) -> dict[str, Any]:
+        """Up to `limit` messages in front of version `before`, oldest first; `next` is passed on
+        as before_version."""
+        messages: list[dict[str, Any]] = []
+        end = min(before, current + 1)
+        while len(messages) <= limit and end > first_version:
+            start = max(first_version, end - _SCAN_EVENTS)
+            events, _ = await self._read_after(id, start - 1, end - start)
+            messages = (
+                messages_of(self._conversations.event(id.key, each) for each in events) + messages
+            )
+            end = start
+        kept = newest_that_fit(messages[-limit:], self._outbox.reply_bytes_max)
+        page: dict[str, Any] = {"messages": kept}
+        if len(kept) < len(messages):
+            page["next"] = kept[0]["version"]
+        return page
+
+    async def _events(self, asked: Asked) -> dict[str, Any]:
+        query: EventsQuery = asked.body
+        view = await self._view(asked)
+        recorded, pending = await self._read_after(asked.id, query.after_version, query.limit)
+        events = [
+            {**from_json(each.body), "seq": each.seq, "hash": each.digest} for each in recorded
+        ]
+        kept = oldest_that_fit(events, self._outbox.reply_bytes_max)
+        body = _found(view, events=kept)
+        if kept and (pending or len(kept) < len(events)):
+            body["next"] = kept[-1]["version"]
+        return body
+
+    # -- reading -------------------------------------------------------------------------------
+
+    async def _view(self, asked: Asked) -> ConversationView:
+        view = await self._conversations.view(asked.id, min_seq=asked.min_seq, strong=asked.strong)
+        if not view.exists:
+            raise ConversationNotInitialized.named(asked.id.tenant_id, asked.id.conversation_id)
+        return view
+
+    async def _read_after(
+        self, id: ConversationId, after: int, limit: int
+    ) -> tuple[list[Recorded], int]:
+        """Events behind version `after`, and how many are behind those."""
+        last = await self._store.last(id.key, leader=True)
+        if last is None or after >= last.version:
+            return [], 0
+        first = await self._store.locate_version(id.key, after + 1, last=last)
+        if first is None:
+            return [], 0
+        return await self._store.read_page(id.key, first.seq, limit)
+
+
+def _found(view: ConversationView, **parts: Any) -> dict[str, Any]:
+    return {"ok": True, "version": view.version, "seq": view.seq, **parts}

@@ -1,0 +1,228 @@
+"""`convo up`: the embedded nats-server (unless there is one elsewhere) and the workers, supervised,
+until Ctrl-C. The workers stop first, so that what they accepted is answered; then the server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+
+import services
+from infra.connection import ConnectionRefused, connect
+from infra.lock import DataDirInUse, DataDirUnusable, own
+from infra.server import EmbeddedServer, ServerFailed
+from infra.settings import Settings, variable, without_password
+from infra.supervision import STATUS_FILE, Child, Program, State, Supervisor
+
+WORKER = (sys.executable, "-P", "-m", "services.cli", "serve", "commands", "queries")
+"""Told by its environment where NATS is."""
+
+ANSWERING = ("convo-commands", "convo-queries")
+"""The micro services that must answer a ping before the ledger counts as ready."""
+
+READY_TIMEOUT_S = 60.0
+DRAIN_TIMEOUT_S = 35.0
+"""Longer than the longest a command may take (30 s)."""
+
+PING_PAUSE_S = 0.02
+DEFAULT_URL = "nats://127.0.0.1:4222"
+
+
+class NotReady(Exception):
+    """The workers do not answer; the message says what to do."""
+
+
+class Wish:
+    """What the operator wants: to stop (the first Ctrl-C or SIGTERM), to hurry (the second)."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.hurry = asyncio.Event()
+
+    def another(self) -> None:
+        if self.stop.is_set():
+            self.hurry.set()
+        self.stop.set()
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hears SIGINT, SIGTERM and SIGHUP (a terminal that is closed) meanwhile."""
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        for number in signals:
+            loop.add_signal_handler(number, self.another)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+
+async def up(settings: Settings, *, workers: int, worker: Sequence[str] = WORKER) -> int:
+    """Runs the ledger in the foreground; returns the exit status once everything has stopped.
+
+    0 after Ctrl-C or SIGTERM; 1, with one line on standard error, when it could not start: the data
+    directory is another's, the port is taken, NATS cannot be reached, the workers do not come up.
+    """
+    wish = Wish()
+    try:
+        with wish.listening(), own(settings.data_dir):
+            await Ledger(settings, workers, worker, wish).run()
+    except (ConnectionRefused, DataDirInUse, DataDirUnusable, NotReady, ServerFailed) as error:
+        print(f"convo up: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+class Ledger:
+    """The processes of one `convo up`."""
+
+    def __init__(self, settings: Settings, workers: int, worker: Sequence[str], wish: Wish) -> None:
+        assert workers >= 1, "a ledger without workers answers nobody"
+        self.settings = settings
+        self.names = [f"worker-{number}" for number in range(1, workers + 1)]
+        self.worker = worker
+        self.wish = wish
+        self.status_file = settings.data_dir / STATUS_FILE
+        self.supervisor = Supervisor(self.status_file)
+        self.server: EmbeddedServer | None = None
+
+    async def run(self) -> None:
+        """Starts everything, waits for the wish to stop, and stops everything, whatever happens."""
+        try:
+            starting = asyncio.ensure_future(self._start())
+            stop = asyncio.ensure_future(self.wish.stop.wait())
+            await asyncio.wait({starting, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                print(starting.result(), flush=True)
+                await stop
+            starting.cancel()
+            await asyncio.wait({starting})
+            print("\nStopping: what was accepted is answered first (Ctrl-C again: at once).")
+        finally:
+            await self._stop()
+
+    async def _start(self) -> str:
+        """Returns the banner once commands and queries are answered."""
+        began = time.monotonic()
+        url = await self._nats()
+        client = await connect(url, name="convo-up", settings=self.settings)
+        try:
+            self.supervisor.facts = {
+                "url": without_password(url),
+                "data_dir": str(self.settings.data_dir.absolute()),
+            }
+            environment = {
+                **os.environ,
+                **self.settings.environment(),
+                variable("nats_url"): url,
+                "PYTHONPATH": _python_path(),
+            }
+            children = [
+                self.supervisor.start(Program(name, self.worker, environment))
+                for name in self.names
+            ]
+            await self._answering(client, children)
+            version = client.connected_server_version
+        finally:
+            await client.close()
+        served_by = f"nats-server {version.major}.{version.minor}.{version.patch}"
+        return banner(
+            without_password(url),
+            f"{'embedded ' if self.server else ''}{served_by}",
+            self.settings.data_dir if self.server else None,
+            len(self.names),
+            time.monotonic() - began,
+        )
+
+    async def _nats(self) -> str:
+        """The URL of a NATS server that runs: the settings' own, or the one started here."""
+        if self.settings.nats_url:
+            return self.settings.nats_url
+        if self.settings.replicas > 1:
+            msg = (
+                f"{variable('replicas')}={self.settings.replicas} needs a cluster of NATS servers, "
+                f"and the embedded one is alone. Name the cluster with --nats URL, or leave "
+                f"{variable('replicas')} at 1. (`make cluster` starts three for a trial.)"
+            )
+            raise NotReady(msg)
+        self.server = EmbeddedServer(
+            self.settings.data_dir,
+            port=self.settings.port,
+            sync=self.settings.sync,
+            supervisor=self.supervisor,
+        )
+        await self.server.start()
+        return self.server.url
+
+    async def _answering(self, client: Client, children: Sequence[Child]) -> None:
+        """Returns once each service has answered a ping. `NotReady` when none will."""
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        for service in ANSWERING:
+            while not await _answers(client, service):
+                if all(child.restarts >= 2 or child.state is State.FAILING for child in children):
+                    msg = f"the workers keep ending ({children[0].last_exit}); see above for why."
+                    raise NotReady(msg)
+                if time.monotonic() > deadline:
+                    msg = f"{service} did not answer within {READY_TIMEOUT_S:g} s; see above."
+                    raise NotReady(msg)
+                await asyncio.sleep(PING_PAUSE_S)
+
+    async def _stop(self) -> None:
+        hurry = self.wish.hurry
+        await self.supervisor.stop(self.names, within=DRAIN_TIMEOUT_S, hurry=hurry)
+        if self.server:
+            await self.server.stop(hurry=hurry)
+        with contextlib.suppress(OSError):
+            self.status_file.unlink(missing_ok=True)
+
+
+async def _answers(client: Client, service: str) -> bool:
+    try:
+        await client.request(f"$SRV.PING.{service}", timeout=1)
+    except NatsError:  # nobody there yet, or the connection is just being made again
+        return False
+    return True
+
+
+def banner(url: str, served_by: str, data_dir: Path | None, workers: int, started_s: float) -> str:
+    """What an operator reads when the ledger is ready: where it is and how to try it."""
+    elsewhere = url != DEFAULT_URL
+    nats = "nats" + (f" -s {url}" if elsewhere else "")
+    lines = [
+        f"Conversation Ledger is ready ({started_s:.1f} s).",
+        f"  NATS     {url}  ({served_by})",
+        *([f"  data     {data_dir.absolute()}"] if data_dir else []),
+        f"  workers  {workers}",
+        "Try it from another terminal:",
+        f"  {_command()} init demo ada" + (f" --nats {url}" if elsewhere else ""),
+        f'  {nats} req convo.cmd.default.demo.append \'{{"role":"user","content":"Hello"}}\'',
+        "Ctrl-C stops it.",
+    ]
+    return "\n".join(lines)
+
+
+def _command() -> str:
+    """How this installation's `convo` is called from a shell here."""
+    if shutil.which("convo"):
+        return "convo"
+    path = Path(sys.executable).with_name("convo")
+    with contextlib.suppress(ValueError):
+        path = path.relative_to(Path.cwd())
+    return str(path)
+
+
+def _python_path() -> str:
+    """For a child that must find our packages wherever it runs, and not a folder that happens to be
+    called `services` in the working directory."""
+    ours = str(Path(services.__file__).resolve().parent.parent)
+    return os.pathsep.join(filter(None, [ours, os.environ.get("PYTHONPATH")]))
