@@ -134,6 +134,14 @@ class Settings(BaseSettings):
             for name in type(self).model_fields
         ]
 
+    def environment(self) -> dict[str, str]:
+        """The variables that give a child process these settings, whatever they came from here."""
+        return {
+            variable(name): _written(getattr(self, name))
+            for name, source in self._sources.items()
+            if source != "default"
+        }
+
     @field_validator("nats_url")
     @classmethod
     def _url_is_usable(cls, url: str | None) -> str | None:
@@ -223,6 +231,13 @@ def _explain(error: ValidationError, flags: dict[str, Any], from_file: dict[str,
         value = {**from_file, **environment, **flags}.get(name)
         lines.setdefault(name, f"{place} = {without_password(str(value))}: {problem}")
     return "\n".join(lines.values())
+
+
+def _written(value: object) -> str:
+    """The value as a variable would hold it."""
+    if isinstance(value, timedelta):
+        return f"{value.total_seconds()}s"
+    return str(value.absolute() if isinstance(value, Path) else value)
 
 
 def _shown(value: object) -> str:

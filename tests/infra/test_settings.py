@@ -117,3 +117,16 @@ def test_what_is_in_force_is_shown_without_passwords() -> None:
     assert shown["nats_url"] == ("nats_url", "nats://***@db:4222", "flag")
     assert shown["inactive_after"].value == "86400s"
     assert shown["nats_creds"].value == "-"
+
+
+def test_a_child_process_gets_the_same_settings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "convo.toml").write_text('inactive_after = "1h"\ncache_bytes = "1MiB"\n')
+    settings = Settings(port=6, data_dir=Path("here"), sync="2m", log="json")
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "convo.toml").unlink()
+    child = Settings()
+    assert child.model_dump() == {**settings.model_dump(), "data_dir": tmp_path / "here"}
+    assert set(child.sources.values()) == {"default", "environment"}
