@@ -1,0 +1,5 @@
+"""`python -m services.cli` is `convo`."""
+
+from services.cli import main
+
+main()

@@ -1,0 +1,175 @@
+"""The command `convo`: its commands, and what happens when one of them fails."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from services.cli import output
+from services.cli.conversations import append, init, reset, turn, update, usage
+from services.cli.errors import FAILED, INTERRUPTED, USAGE, CommandFailed, Interrupted
+from services.cli.importing import import_
+from services.cli.operations import doctor, serve, status, up
+from services.cli.tailing import tail
+from services.cli.views import events, history, messages, state, usage_totals
+
+
+class OneLineOnFailure(click.Group):
+    """A group of commands each of which ends with one clear line when it fails.
+
+    Never a traceback: standard error gets the line, standard output (with --json) the service's
+    own refusal, and the exit status says which kind it was (`services.cli.errors`).
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order of their use, not of the alphabet."""
+        del ctx
+        return list(self.commands)
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> NoReturn:
+        """Runs one command line and exits with its status."""
+        del standalone_mode
+        _escape_what_cannot_be_shown()
+        arguments = sys.argv[1:] if args is None else list(args)
+        try:
+            ended: object = super().main(
+                arguments,
+                prog_name or "convo",
+                complete_var,
+                standalone_mode=False,
+                windows_expand_args=windows_expand_args,
+                **extra,
+            )
+            sys.stdout.flush()
+        except BaseException as error:  # noqa: BLE001 - the one place where everything ends
+            ended = _status_of(error, as_json="--json" in arguments)
+        sys.exit(ended if isinstance(ended, int) else 0)
+
+
+def _status_of(error: BaseException, *, as_json: bool) -> int:
+    """Says on standard error what happened, and returns the exit status of it."""
+    match error:
+        case click.Abort() | KeyboardInterrupt():
+            return INTERRUPTED
+        case SystemExit(code=int(code)):
+            return code
+        case click.UsageError():
+            return _say(_usage(error), USAGE)
+        case click.ClickException():
+            return _say(error.format_message(), FAILED)
+        case CommandFailed():
+            if as_json and error.answer is not None:
+                output.show_json(error.answer)
+            return _say(error.message, INTERRUPTED if isinstance(error, Interrupted) else FAILED)
+        case OSError(errno=errno.EPIPE):
+            _abandon_stdout()
+            return 0
+        case OSError():
+            return _say(f"{error.filename or 'system'}: {error.strerror or error}", FAILED)
+        case _:
+            kind = type(error).__name__
+            if os.environ.get("CONVO_LOG_LEVEL", "").lower() == "debug":
+                import traceback
+
+                traceback.print_exception(error)
+            return _say(
+                f"a fault of ours ({kind}: {error}): please report it, with the output of the same"
+                " command under CONVO_LOG_LEVEL=debug",
+                FAILED,
+            )
+
+
+def _usage(error: click.UsageError) -> str:
+    message = error.format_message().rstrip(".")
+    if isinstance(error, click.NoSuchOption):
+        message += " (put -- before a text that begins with a dash)"
+    command = error.ctx.command_path if error.ctx else "convo"
+    return f"{message}; see `{command} --help`"
+
+
+def _say(message: str, status: int) -> int:
+    try:
+        click.echo(f"convo: {output.one_line(message, 2000)}", err=True)
+    except OSError:
+        _abandon_stdout()
+    return status
+
+
+def _escape_what_cannot_be_shown() -> None:
+    """A terminal of another encoding gets escapes, not an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _abandon_stdout() -> None:
+    """The reader is gone (`| head`): what is still buffered goes nowhere, without a word."""
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a file descriptor is wanted
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                os.dup2(nowhere.fileno(), stream.fileno())
+            except (OSError, ValueError):
+                continue
+
+
+@click.group(
+    cls=OneLineOnFailure,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(package_name="conversation-ledger", prog_name="convo")
+@click.pass_context
+def convo(ctx: click.Context) -> None:
+    """Conversation Ledger: the system of record for conversations with language models.
+
+    A conversation is named [TENANT/]CONVERSATION: the tenant stands before the first slash and is
+    `default` without one. An id that has a slash itself is given with its tenant (`default/a/b` is
+    conversation `a/b`), or with --tenant, which leaves all of the name to the conversation.
+
+    \b
+    Example:
+      convo up                               (in one terminal)
+      convo init c-1 ada                     (in another)
+      convo append c-1 user "Hello!"
+      convo messages c-1
+
+    Exit status: 0 done, 1 refused or failed, 2 the command line is wrong, 130 interrupted.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+for _command in (
+    up,
+    serve,
+    init,
+    append,
+    usage,
+    turn,
+    reset,
+    update,
+    messages,
+    usage_totals,
+    state,
+    history,
+    events,
+    import_,
+    tail,
+    status,
+    doctor,
+):
+    convo.add_command(_command)

@@ -1,0 +1,161 @@
+"""What runs: `run/status.json` of `convo up`, the micro services that answer, the streams."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from nats.aio.client import Client as Connection
+from nats.errors import TimeoutError as NatsTimeout
+
+from infra.jetstream.errors import StoreUnavailable
+from infra.jetstream.topology import call
+from infra.settings import Settings, without_password
+from infra.supervision import read_status
+from services.bootstrap import topology
+from services.cli.errors import CommandFailed
+from services.cli.output import one_line
+from services.cli.requests import connected, server_url
+
+ANSWERS_WITHIN_S = 2.0
+QUIET_S = 0.3
+"""Services answer a broadcast side by side: after this long without one there are no more."""
+
+COMMANDS = "convo-commands"
+
+
+@dataclass(slots=True)
+class Inspection:
+    """What was found; `problem` says why commands are not answered, when they are not."""
+
+    url: str
+    server: str | None = None
+    up: dict[str, Any] | None = None
+    services: list[dict[str, Any]] = field(default_factory=list)
+    streams: list[dict[str, Any]] = field(default_factory=list)
+    problem: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The --json answer."""
+        return {
+            "ok": self.problem is None,
+            "url": self.url,
+            "server": self.server,
+            "up": self.up,
+            "services": self.services,
+            "streams": self.streams,
+            "problem": self.problem,
+        }
+
+    def lines(self) -> Iterator[str]:
+        """The same for a person."""
+        if self.server:
+            yield f"server     nats-server {self.server} at {self.url}"
+        if self.up is None:
+            yield "processes  no `convo up` runs on this data directory"
+        else:
+            yield f"processes  of `convo up`, pid {self.up.get('pid')}"
+            for row in self.up.get("processes", ()):
+                yield one_line(
+                    f"  {row['name']:<16} {row['state']:<11} pid {row['pid'] or '-'}"
+                    f"  restarts {row['restarts']}  since {row['since']}"
+                    + (f"  last exit: {row['last_exit']}" if row.get("last_exit") else ""),
+                    200,
+                )
+        if self.server:
+            yield "services" if self.services else "services   none answers"
+            for row in self.services:
+                yield (
+                    f"  {row['name']:<16} {row['version']}  {row['requests']:,} requests,"
+                    f" {row['errors']:,} errors, since {row['started']}"
+                )
+            yield "streams" if self.streams else "streams    none yet"
+            for row in self.streams:
+                yield (
+                    f"  {row['name']:<16} {row['messages']:,} events, {row['bytes']:,} bytes, seq"
+                    f" {row['first_seq']} to {row['last_seq']}, {row['replicas']} replicas"
+                )
+
+
+async def inspect(settings: Settings, timeout_s: float) -> Inspection:
+    """Looks at the data directory, then asks the server; finds what it can of both."""
+    running = read_status(settings.data_dir)
+    if settings.nats_url is None and running is not None and running.get("url"):
+        settings = settings.model_copy(update={"nats_url": running["url"]})
+    found = Inspection(url=without_password(server_url(settings)), up=running)
+    try:
+        async with connected(settings, "convo status") as connection:
+            found.server = str(connection.connected_server_version)
+            found.services = await services(connection)
+            found.streams = await streams(connection, settings, timeout_s)
+    except CommandFailed as error:
+        found.problem = error.message
+    except StoreUnavailable as error:
+        found.problem = str(error)
+    else:
+        if not any(row["name"] == COMMANDS for row in found.services):
+            found.problem = (
+                "the server is there, but commands are not answered: start them with `convo up` or"
+                " `convo serve commands`"
+            )
+    return found
+
+
+async def services(connection: Connection) -> list[dict[str, Any]]:
+    """A row for each instance of a `convo-*` micro service that answers `$SRV.STATS`, by name."""
+    inbox = connection.new_inbox()
+    answers = await connection.subscribe(inbox)
+    await connection.publish("$SRV.STATS", b"", reply=inbox)
+    rows = []
+    try:
+        async with asyncio.timeout(ANSWERS_WITHIN_S):
+            while True:
+                message = await answers.next_msg(timeout=QUIET_S)
+                if message.data:  # empty: nobody listens
+                    rows.append(_service(json.loads(message.data)))
+    except (TimeoutError, NatsTimeout):
+        await answers.unsubscribe()
+    return sorted(
+        (row for row in rows if row["name"].startswith("convo-")),
+        key=lambda row: (row["name"], row["started"]),
+    )
+
+
+def _service(stats: dict[str, Any]) -> dict[str, Any]:
+    endpoints = stats.get("endpoints") or []
+    return {
+        "name": str(stats.get("name")),
+        "id": stats.get("id"),
+        "version": stats.get("version"),
+        "started": str(stats.get("started")),
+        "requests": sum(each.get("num_requests", 0) for each in endpoints),
+        "errors": sum(each.get("num_errors", 0) for each in endpoints),
+    }
+
+
+async def streams(
+    connection: Connection, settings: Settings, timeout_s: float
+) -> list[dict[str, Any]]:
+    """A row for each events stream that exists, partition by partition; `StoreUnavailable`."""
+    rows = []
+    ledger = topology(settings)
+    for partition in range(settings.partitions):
+        name = ledger.stream_name(partition)
+        answer = await call(connection, f"STREAM.INFO.{name}", {}, timeout=timeout_s)
+        if "error" in answer:
+            continue
+        state, config = answer["state"], answer["config"]
+        rows.append(
+            {
+                "name": name,
+                "messages": state["messages"],
+                "bytes": state["bytes"],
+                "first_seq": state["first_seq"],
+                "last_seq": state["last_seq"],
+                "replicas": config["num_replicas"],
+            }
+        )
+    return rows

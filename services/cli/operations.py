@@ -1,0 +1,151 @@
+"""The commands that run a ledger and look after it: up, serve, status, doctor."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import click
+
+from services.cli import output
+from services.cli.errors import CommandFailed
+from services.cli.options import Client, client_options
+
+SERVICES = ("commands", "queries")
+
+data_option = click.option(
+    "--data", "data_dir", type=click.Path(path_type=Path), metavar="DIR", help="The data directory."
+)
+nats_option = click.option("--nats", metavar="URL", help="An existing NATS server to use.")
+
+
+@click.command()
+@data_option
+@click.option("--port", type=click.IntRange(0, 65_535), metavar="N", help="Of NATS; 0: a free one.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Processes that answer commands and queries.",
+)
+@nats_option
+@click.option("--json", "as_json", is_flag=True, help="Log in JSON, one object a line.")
+@click.pass_context
+def up(
+    ctx: click.Context,
+    *,
+    data_dir: Path | None,
+    port: int | None,
+    workers: int,
+    nats: str | None,
+    as_json: bool,
+) -> None:
+    """Run the ledger: a NATS server and every service.
+
+    In the foreground, until Ctrl-C.
+
+    \b
+    Example:
+      convo up
+      convo up --data /var/lib/convo --port 4333 --workers 2
+      convo up --nats nats://nats.example:4222
+    """
+    from services.cli import logs
+    from services.cli.requests import settings_of
+    from services.up import up as run
+
+    settings = settings_of(nats, data_dir=data_dir, port=port, log="json" if as_json else None)
+    logs.configure(settings)
+    ctx.exit(asyncio.run(run(settings, workers=workers)))
+
+
+@click.command()
+@click.argument("services", nargs=-1, required=True, type=click.Choice(SERVICES))
+@nats_option
+@click.option("--json", "as_json", is_flag=True, help="Log in JSON, one object a line.")
+def serve(*, services: tuple[str, ...], nats: str | None, as_json: bool) -> None:
+    """Run single services against a NATS server.
+
+    Until Ctrl-C or SIGTERM. `convo up` starts them by itself; this runs more of them, anywhere.
+
+    \b
+    Example:
+      convo serve commands queries --nats nats://nats.example:4222
+    """
+    from infra.connection import ConnectionRefused
+    from infra.jetstream.errors import StoreUnavailable, StreamMismatch
+    from services.bootstrap import serve as run
+    from services.cli import logs
+    from services.cli.requests import server_url, settings_of
+
+    settings = settings_of(nats, log="json" if as_json else None)
+    logs.configure(settings)
+    try:
+        _run(run(settings, tuple(dict.fromkeys(services)), url=server_url(settings)))
+    except (ConnectionRefused, StreamMismatch, StoreUnavailable) as error:
+        raise CommandFailed(str(error)) from None
+
+
+@click.command()
+@data_option
+@client_options
+def status(client: Client, *, data_dir: Path | None) -> None:
+    """Show what runs: processes, services and streams.
+
+    The exit status is 1 when no command service answers.
+
+    \b
+    Example:
+      convo status
+      convo status --data /var/lib/convo --json
+    """
+    from services.cli.inspection import inspect
+    from services.cli.requests import settings_of
+
+    found = asyncio.run(inspect(settings_of(client.nats, data_dir=data_dir), client.timeout_s))
+    if client.as_json:
+        output.show_json(found.as_json())
+    else:
+        output.show(found.lines())
+    if found.problem is not None:
+        raise CommandFailed(found.problem)
+
+
+@click.command()
+@data_option
+@client_options
+def doctor(client: Client, *, data_dir: Path | None) -> None:
+    """Check settings, installation and ledger.
+
+    Prints the settings in force and where each came from, and versions. Each check is a line that begins with ok, warn or FAIL and says what to do. The exit status is 1
+    when one fails.
+
+    \b
+    Example:
+      convo doctor
+      convo doctor --nats nats://nats.example:4222 --json
+    """
+    from services.cli.checkup import examine
+    from services.cli.requests import settings_of
+
+    found = asyncio.run(examine(settings_of(client.nats, data_dir=data_dir), client.timeout_s))
+    if client.as_json:
+        output.show_json(found.as_json())
+    else:
+        output.show(found.lines())
+    if found.failed:
+        checks = "check" if found.failed == 1 else "checks"
+        raise CommandFailed(f"{found.failed} {checks} failed: see the lines that begin with FAIL")
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        import uvloop
+    except ImportError:  # not built for this platform
+        asyncio.run(work)
+    else:
+        uvloop.run(work)
