@@ -19,6 +19,7 @@ import signal
 import socket
 import sysconfig
 import time
+from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -84,12 +85,22 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@dataclass(frozen=True, slots=True)
+class Peering:
+    """A server's place in a cluster on loopback: its own route port, and those of all members."""
+
+    cluster: str
+    port: int
+    routes: tuple[int, ...]
+
+
 class EmbeddedServer:
     """One nats-server over one data directory.
 
     `start` returns when it answers; `url`, `version` hold from then on. `port` 0 takes a free one,
     kept for the restarts. Give a `supervisor` to have it in that one's status and order of
-    stopping; else it has one of its own.
+    stopping, under the name `process`; else it has one of its own. `disk_share` is the part of the
+    free disk that the store may fill.
     """
 
     def __init__(
@@ -99,12 +110,18 @@ class EmbeddedServer:
         port: int = 0,
         sync: Literal["always"] | timedelta = "always",
         supervisor: Supervisor | None = None,
+        process: str = PROGRAM,
+        peering: Peering | None = None,
+        disk_share: float = DISK_SHARE,
     ) -> None:
         self.data_dir = data_dir.absolute()
         self.port = port
         self.version = ""
         self.log_file = self.data_dir / "log" / f"{PROGRAM}.log"
+        self.process = process
         self._sync = sync
+        self._peering = peering
+        self._disk_share = disk_share
         self._supervisor = supervisor or Supervisor()
         self._child: Child | None = None
         self._store_lock: FileLock | None = None
@@ -137,7 +154,7 @@ class EmbeddedServer:
             log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
             self._child = self._supervisor.start(
                 Program(
-                    name=PROGRAM,
+                    name=self.process,
                     argv=[str(program), "--config", str(config)],
                     output=self.log_file,
                     keep_fds=(self._store_lock.fd,),
@@ -157,7 +174,7 @@ class EmbeddedServer:
     ) -> None:
         """Lets it finish writing and end, kills it after `within` seconds; harmless to repeat."""
         if self._child:
-            await self._supervisor.stop([PROGRAM], within=within, hurry=hurry)
+            await self._supervisor.stop([self.process], within=within, hurry=hurry)
             self._child = None
         if self._store_lock:
             self._store_lock.close()
@@ -226,6 +243,13 @@ class EmbeddedServer:
             max_file_store=self._max_file_store(),
             sync=sync,
         )
+        if self._peering:
+            text += CLUSTER.format(
+                name=self._peering.cluster,
+                host=HOST,
+                port=self._peering.port,
+                routes=", ".join(f'"nats://{HOST}:{each}"' for each in self._peering.routes),
+            )
         try:
             path.write_text(text, encoding="utf-8")
         except OSError as error:
@@ -238,8 +262,8 @@ class EmbeddedServer:
         kept = self.data_dir / "nats" / "max_file_store"
         disk = shutil.disk_usage(self.data_dir)
         with contextlib.suppress(OSError, ValueError):
-            return min(int(kept.read_text(encoding="ascii")), int(disk.total * DISK_SHARE))
-        room = int(disk.free * DISK_SHARE)
+            return min(int(kept.read_text(encoding="ascii")), int(disk.total * self._disk_share))
+        room = int(disk.free * self._disk_share)
         try:
             kept.write_text(f"{room}\n", encoding="ascii")
         except OSError as error:
@@ -296,6 +320,14 @@ jetstream {{
   store_dir: {store}
   max_file_store: {max_file_store}
   sync_interval: {sync}
+}}
+"""
+
+CLUSTER = """\
+cluster {{
+  name: {name}
+  listen: "{host}:{port}"
+  routes: [{routes}]
 }}
 """
 

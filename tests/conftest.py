@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,18 @@ from nats.aio.client import Client
 
 from infra.connection import connect
 from infra.server import EmbeddedServer
-from infra.settings import Settings
+from infra.settings import PREFIX, Settings
 
 UNTIL_TIMEOUT_S = 30.0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_settings_of_this_machine() -> Iterator[None]:
+    """Whoever runs the tests may have a ledger of their own: its CONVO_ variables do not count."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [each for each in os.environ if each.startswith(PREFIX)]:
+            patch.delenv(name)
+        yield
 
 
 @pytest.fixture(scope="module")

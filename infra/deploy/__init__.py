@@ -1,0 +1,1 @@
+"""Ways to run the servers that the ledger stands on, beside the embedded one."""
