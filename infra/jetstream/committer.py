@@ -12,8 +12,10 @@ or nothing. What waits together is committed together:
 Guarantees: writes on one subject are stored in the order they were handed over, each directly
 behind the one before it (`Nats-Expected-Last-Subject-Sequence` on the first event of a subject in
 a batch; the server compares with the state before the batch). A write is reported stored only
-after JetStream acknowledged it, or after it was found on the stream by its `Event-Hash`. When the
-answer does not tell (`outcome`), the subject is read through the leader; nothing is guessed.
+after JetStream acknowledged it, or after it was found on the stream under an id that it was sent
+under (`Nats-Batch-Id`, `Event-Write`; not by its hash, which an equal event of another writer has
+too). When the answer does not tell (`outcome`), the subject is read through the leader; nothing is
+guessed.
 
 Not guaranteed: any order between subjects, and that a write reported as OutcomeUnknown will not
 still appear: the same bytes may be sent again at any time, either copy wins, never both.
@@ -51,14 +53,14 @@ from infra.jetstream.envelope import (
     BATCH_SEQUENCE,
     EXPECTED_LAST_SUBJECT_SEQUENCE,
     HEADER_BYTES_MAX,
+    WRITE_ID,
     Message,
     Tail,
-    unpack_stored,
+    sent_under,
 )
 from infra.jetstream.errors import (
     NATS_FAILURES,
     Conflict,
-    LedgerDamaged,
     OutcomeUnknown,
     StoreReadOnly,
     StoreUnavailable,
@@ -97,7 +99,8 @@ class Write:
         self.deadline = 0.0
 
 
-Publish = Callable[[list[Write]], Awaitable[outcome.Outcome]]
+Publish = Callable[[list[Write], str], Awaitable[outcome.Outcome]]
+"""Sends a group once, under an id that nothing else is ever sent under."""
 
 
 @dataclass(slots=True)
@@ -169,8 +172,8 @@ class Committer:
         self._batch_in_flight = False
         self._pump_scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._batch_prefix = NUID().next().decode()
-        self._batch_numbers = count(1)
+        self._id_prefix = NUID().next().decode()
+        self._id_numbers = count(1)
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -220,10 +223,7 @@ class Committer:
         if events >= self.costs.break_even():
             self._start_batch(ready)
             return
-        self._start_plain([write for write in ready if len(write.messages) == 1])
-        together = [write for write in ready if len(write.messages) > 1]
-        if together:
-            self._start_batch(together)
+        self._start_few(ready)
 
     def _take_ready(self) -> tuple[list[Write], int]:
         """Takes the oldest writes that one batch can hold; returns them and their events' number.
@@ -258,17 +258,34 @@ class Committer:
         self._waiting.extendleft(reversed(left))
         return ready, events
 
-    def _start_plain(self, writes: list[Write]) -> None:
-        """Publishes as many as may be under way side by side, one per tail; the rest waits on."""
+    def _start_few(self, writes: list[Write]) -> None:
+        """Publishes single events side by side, one per tail, and the other writes as one batch.
+
+        As many plain publishes as may be under way; the rest waits on, and so does whatever comes
+        behind it on one of its tails.
+        """
+        together: list[Write] = []
+        joining: set[Tail] = set()
         left: list[Write] = []
+        held: set[Tail] = set()
         for write in writes:
-            if self._plain_in_flight >= self.costs.break_even() or write.messages[0].tail.in_flight:
+            tails = {message.tail for message in write.messages}
+            if not held.isdisjoint(tails) or any(tail.in_flight for tail in tails):
                 left.append(write)
-                continue
-            write.messages[0].tail.in_flight = True
-            self._plain_in_flight += 1
-            self._start(self._commit_plain(write))
+                held |= tails
+            elif len(write.messages) > 1 or not joining.isdisjoint(tails):
+                together.append(write)
+                joining |= tails
+            elif self._plain_in_flight >= self.costs.break_even():
+                left.append(write)
+                held |= tails
+            else:
+                write.messages[0].tail.in_flight = True
+                self._plain_in_flight += 1
+                self._start(self._commit_plain(write))
         self._waiting.extendleft(reversed(left))
+        if together:
+            self._start_batch(together)
 
     def _start_batch(self, writes: list[Write]) -> None:
         for write in writes:
@@ -322,8 +339,11 @@ class Committer:
         deadline = min(write.deadline for write in group)
         pause = _PAUSE_S
         uncertain = False
+        ids: set[str] = set()
         while True:
-            answer = await publish(group)
+            id = f"{self._id_prefix}{next(self._id_numbers):x}"
+            ids.add(id)
+            answer = await publish(group, id)
             if isinstance(answer, outcome.Stored):
                 self._stored(group, answer.seq - sum(len(w.messages) for w in group) + 1)
                 return
@@ -337,7 +357,7 @@ class Committer:
             if isinstance(answer, outcome.ReadBack):
                 uncertain = uncertain or answer.unknown
                 self.counters.unknown += answer.unknown
-                if await self._settled_by_reading(group):
+                if await self._settled_by_reading(group, ids):
                     return
             if time.monotonic() + pause > deadline:
                 failure = OutcomeUnknown if uncertain else StoreUnavailable
@@ -347,20 +367,20 @@ class Committer:
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (jitter)
             pause = min(pause * 2, _PAUSE_MAX_S)
 
-    async def _publish_one(self, group: list[Write]) -> outcome.Outcome:
+    async def _publish_one(self, group: list[Write], id: str) -> outcome.Outcome:
         message = group[0].messages[0]
         headers = message.headers()
+        headers[WRITE_ID] = id
         headers[EXPECTED_LAST_SUBJECT_SEQUENCE] = str(message.tail.seq)
         return await self._request(message, headers)
 
-    async def _publish_batch(self, group: list[Write]) -> outcome.Outcome:
+    async def _publish_batch(self, group: list[Write], id: str) -> outcome.Outcome:
         """Sends all events of the group as a new atomic batch; its commit is what is answered."""
-        batch_id = f"{self._batch_prefix}{next(self._batch_numbers):x}"
         expected: set[Tail] = set()
         messages = [message for write in group for message in write.messages]
         for place, message in enumerate(messages, start=1):
             headers = message.headers()
-            headers[BATCH_ID] = batch_id
+            headers[BATCH_ID] = id
             headers[BATCH_SEQUENCE] = str(place)
             if message.tail not in expected:
                 expected.add(message.tail)
@@ -391,10 +411,10 @@ class Committer:
 
     # -- finding out ---------------------------------------------------------------------------
 
-    async def _settled_by_reading(self, group: list[Write]) -> bool:
+    async def _settled_by_reading(self, group: list[Write], ids: set[str]) -> bool:
         """Reads the group's subjects back; False when they tell that nothing happened yet."""
         try:
-            known = await self._read_back(group)
+            known = await self._read_back(group, ids)
         except StoreUnavailable as error:
             log.info("%s", error)
             return False
@@ -404,26 +424,22 @@ class Committer:
             self._conflicted(group, known)
         return bool(known)
 
-    async def _read_back(self, group: list[Write]) -> int | set[Tail]:
+    async def _read_back(self, group: list[Write], ids: set[str]) -> int | set[Tail]:
         """Reads what is on the group's subjects behind where they were expected to end.
 
-        Returns the stream sequence of the group's first event when the group is stored (one event
-        of it is enough: it is atomic); else the tails behind which somebody else's event is.
-        Raises StoreUnavailable when the leader does not answer.
+        Returns the stream sequence of the group's first event when that was sent under one of our
+        `ids` (one event is enough: a group is atomic); else the tails behind which somebody else's
+        event is. Raises StoreUnavailable when the leader does not answer.
         """
-        first: dict[Tail, Message] = {}
-        for write in group:
-            for message in write.messages:
-                first.setdefault(message.tail, message)
-        tails = list(first)
+        tails = list(dict.fromkeys(m.tail for write in group for m in write.messages))
         found = await self._first_behind(tails[0])
-        if found is not None and found[1] == first[tails[0]].digest.hex():
+        if found is not None and found[1] in ids:
             return found[0]
         behind = [found, *await asyncio.gather(*map(self._first_behind, tails[1:]))]
         return {tail for tail, event in zip(tails, behind, strict=True) if event is not None}
 
     async def _first_behind(self, tail: Tail) -> tuple[int, str] | None:
-        """Sequence and hash of the first event behind `tail.seq`, as the stream's leader has it."""
+        """Sequence and write id of the first event behind `tail.seq`, as the leader has it."""
         answer = await call(
             self._nc,
             f"STREAM.MSG.GET.{self._stream}",
@@ -432,11 +448,7 @@ class Committer:
         )
         error = answer.get("error")
         if error is None:
-            try:
-                event = unpack_stored(answer["message"])
-            except LedgerDamaged:
-                return answer["message"]["seq"], ""  # a stranger's message: not ours
-            return event.seq, event.digest
+            return answer["message"]["seq"], sent_under(answer["message"])
         if error.get("err_code") == _NO_MESSAGE:
             return None
         raise StoreUnavailable(f"reading {tail.subject} back failed: {error.get('description')}")

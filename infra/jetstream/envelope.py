@@ -6,7 +6,9 @@ Body: the stored event's state, byte for byte. Headers, the same for every appli
 - `Event-Version`: the originator's own event number;
 - `Event-Hash`: lower-case hex SHA-256(previous event's hash as 32 raw bytes ‖ body), the
   previous hash of an originator's first event being 32 zero bytes. Whoever can read the
-  subject can recompute the chain.
+  subject can recompute the chain;
+- `Event-Write`: an id of the append, on an event that was not written in a batch (a batch has
+  its `Nats-Batch-Id`). Tells a writer its own event from an equal one of somebody else.
 
 JetStream adds its own when a message is read: `Nats-Sequence`, `Nats-Subject`,
 `Nats-Time-Stamp` (ADR-31), and keeps the ones a batch was written with (ADR-50).
@@ -25,6 +27,7 @@ from infra.jetstream.errors import LedgerDamaged
 EVENT_TYPE = "Event-Type"
 EVENT_VERSION = "Event-Version"
 EVENT_HASH = "Event-Hash"
+WRITE_ID = "Event-Write"
 EXPECTED_LAST_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 BATCH_ID = "Nats-Batch-Id"
 BATCH_SEQUENCE = "Nats-Batch-Sequence"
@@ -42,23 +45,25 @@ class Tail:
     """Where one subject ends, as its writer sees it.
 
     `seq` is the stream sequence of the last message known to be stored (0: none), and what the
-    next write expects. `version` and `digest` run ahead of it: they are those of the last event
-    packed for this subject, stored or on its way. Once a write on it failed the tail is `broken`
-    for good: load a new one.
+    next write expects; `stored` is the hash of that message. `version` and `digest` run ahead of
+    it: they are those of the last event packed for this subject, stored or on its way. Once a write
+    on it failed the tail is `broken` for good: load a new one.
     """
 
     subject: str
     seq: int = 0
     version: int = 0
     digest: bytes = GENESIS
+    stored: bytes = GENESIS
     in_flight: bool = False
     broken: bool = False
 
 
 class Message(NamedTuple):
-    """One event on its way to the store."""
+    """One event on its way to the store; `previous` is the hash of the event it goes behind."""
 
     tail: Tail
+    previous: bytes
     topic: str
     version: int
     digest: bytes
@@ -92,10 +97,11 @@ def chain(previous: bytes, body: bytes) -> bytes:
 
 def pack(tail: Tail, topic: str, version: int, body: bytes) -> Message:
     """Puts an event behind `tail`, moving its `version` and `digest` ahead to this event."""
-    digest = chain(tail.digest, body)
+    previous = tail.digest
+    digest = chain(previous, body)
     tail.version = version
     tail.digest = digest
-    return Message(tail, topic, version, digest, body)
+    return Message(tail, previous, topic, version, digest, body)
 
 
 def unpack(headers: Mapping[str, str] | None, body: bytes) -> Recorded:
@@ -126,6 +132,15 @@ def unpack_stored(message: Mapping[str, Any]) -> Recorded:
     headers["Nats-Subject"] = message["subject"]
     headers["Nats-Time-Stamp"] = message["time"]
     return unpack(headers, b64decode(message.get("data", "")))
+
+
+def sent_under(message: Mapping[str, Any]) -> str:
+    """The id under which the `message` object of a `$JS.API.STREAM.MSG.GET` reply was sent.
+
+    Empty when it was not a committer that sent it.
+    """
+    headers = dict(_header_lines(b64decode(message.get("hdrs", ""))))
+    return headers.get(BATCH_ID) or headers.get(WRITE_ID, "")
 
 
 def verify_chain(previous: bytes, events: Iterable[Recorded]) -> bytes:
