@@ -42,14 +42,15 @@ class NotReady(Exception):
 
 
 class Wish:
-    """What the operator wants: to stop (the first Ctrl-C or SIGTERM), to hurry (the second)."""
+    """What the operator wants: to stop (Ctrl-C, SIGTERM), to hurry (a further Ctrl-C). A further
+    SIGTERM is no hurry: `make` and others pass on one that we have had already."""
 
     def __init__(self) -> None:
         self.stop = asyncio.Event()
         self.hurry = asyncio.Event()
 
-    def another(self) -> None:
-        if self.stop.is_set():
+    def hear(self, number: signal.Signals) -> None:
+        if self.stop.is_set() and number == signal.SIGINT:
             self.hurry.set()
         self.stop.set()
 
@@ -59,7 +60,7 @@ class Wish:
         loop = asyncio.get_running_loop()
         signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         for number in signals:
-            loop.add_signal_handler(number, self.another)
+            loop.add_signal_handler(number, self.hear, number)
         try:
             yield
         finally:
@@ -107,7 +108,7 @@ class Ledger:
                 await stop
             starting.cancel()
             await asyncio.wait({starting})
-            print("\nStopping: what was accepted is answered first (Ctrl-C again: at once).")
+            print("\nStopping: what was accepted is answered first (Ctrl-C: at once).", flush=True)
         finally:
             await self._stop()
 

@@ -274,15 +274,15 @@ async def test_replicas_without_a_cluster_are_one_clear_error(start: Start) -> N
     assert "CONVO_REPLICAS=3 needs a cluster" in await running.complaint()
 
 
-async def test_a_second_ctrl_c_hurries(start: Start) -> None:
+async def test_a_further_ctrl_c_hurries(start: Start) -> None:
     running = await start()
     await running.ready()
     worker = running.status()["worker-1"]["pid"]
     os.kill(worker, signal.SIGSTOP)  # it will not drain
-    running.process.send_signal(signal.SIGINT)
+    running.process.send_signal(signal.SIGTERM)
     assert running.process.stdout is not None
-    while b"Stopping" not in await running.process.stdout.readline():
-        pass
+    while b"Stopping" not in (line := await running.process.stdout.readline()):
+        assert line
     running.process.send_signal(signal.SIGINT)
     async with asyncio.timeout(20):  # far below the 35 s that a worker has for draining
         assert await running.process.wait() == 0
