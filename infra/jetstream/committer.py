@@ -369,6 +369,7 @@ class Committer:
 
     async def _publish_one(self, group: list[Write], id: str) -> outcome.Outcome:
         message = group[0].messages[0]
+        _assert_in_order([message])
         headers = message.headers()
         headers[WRITE_ID] = id
         headers[EXPECTED_LAST_SUBJECT_SEQUENCE] = str(message.tail.seq)
@@ -378,6 +379,7 @@ class Committer:
         """Sends all events of the group as a new atomic batch; its commit is what is answered."""
         expected: set[Tail] = set()
         messages = [message for write in group for message in write.messages]
+        _assert_in_order(messages)
         for place, message in enumerate(messages, start=1):
             headers = message.headers()
             headers[BATCH_ID] = id
@@ -458,7 +460,11 @@ class Committer:
             self._fail(group[0], TooLarge(f"the store refuses it: {reason}"))
             return
         for write in group:  # one of them is the culprit, or the batch as a whole was too much
-            await self._try_until_known([write], publish)
+            broken = next((m.tail for m in write.messages if m.tail.broken), None)
+            if broken is not None:
+                self._fail(write, Conflict(broken.subject, broken.seq))
+            else:
+                await self._try_until_known([write], publish)
 
     # -- telling -------------------------------------------------------------------------------
 
@@ -467,6 +473,7 @@ class Committer:
             write.seqs = range(seq, seq + len(write.messages))
             for message in write.messages:
                 message.tail.seq = seq
+                message.tail.stored = message.digest
                 message.tail.in_flight = False
                 seq += 1
         for write in group:
@@ -509,3 +516,12 @@ class Committer:
     def _tell_idle(self) -> None:
         if not self._waiting and not self._plain_in_flight and not self._batch_in_flight:
             self._idle.set()
+
+
+def _assert_in_order(messages: Sequence[Message]) -> None:
+    """Stops a fault of ours before it is written: each event goes behind the one it was made on."""
+    last: dict[Tail, bytes] = {}
+    for message in messages:
+        before = last.get(message.tail, message.tail.stored)
+        assert message.previous == before, f"{message.tail.subject} out of order"
+        last[message.tail] = message.digest

@@ -142,7 +142,8 @@ class Store:
         subject = self.topology.subject(originator)
         if last is None:
             return Tail(subject)
-        return Tail(subject, last.seq, last.version, bytes.fromhex(last.digest))
+        digest = bytes.fromhex(last.digest)
+        return Tail(subject, last.seq, last.version, digest, digest)
 
     async def read(self, originator: str, *, from_seq: int = 1) -> list[Recorded]:
         """All of an originator's events from stream sequence `from_seq` on, oldest first.
