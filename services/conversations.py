@@ -193,7 +193,7 @@ class Conversations:
         self._attempt(Attempt(id, command, context, respond))
 
     def _attempt(self, attempt: Attempt) -> None:
-        entry = self._entry(attempt.id.key)
+        entry = self._entry(attempt.id.key, conflicts=attempt.tries)
         if entry.loaded:
             self._decide(entry, attempt)
         else:
@@ -284,15 +284,12 @@ class Conversations:
         self._answer(attempt, Answer(entry.view, receipt=attempt.decision.duplicate))
 
     def _again(self, attempt: Attempt, conflict: Conflict) -> None:
-        """Decides a command again after somebody else got in first; with pauses that grow."""
+        """Decides a command again after somebody else got in first."""
         attempt.tries += 1
         if time.monotonic() > attempt.give_up_at:
             self._answer(attempt, conflict)
-        elif attempt.tries <= 2:
-            self._attempt(attempt)
         else:
-            pause = min(0.2, 0.002 * 2**attempt.tries) * random.random()  # noqa: S311 (jitter)
-            self._loop.call_later(pause, self._attempt, attempt)
+            self._attempt(attempt)
 
     async def _confirm(self, entry: InUse, attempt: Attempt) -> None:
         """Answers a refusal only when the state that it rests on is still the ledger's."""
@@ -397,13 +394,16 @@ class Conversations:
 
     # -- memory --------------------------------------------------------------------------------
 
-    def _entry(self, key: str) -> InUse:
-        """The conversation in memory; a new entry is being loaded when this returns."""
+    def _entry(self, key: str, *, conflicts: int = 0) -> InUse:
+        """The conversation in memory; a new entry is being loaded when this returns.
+
+        `conflicts`: how often the command that it is for has lost against another writer.
+        """
         entry = self._in_use.get(key)
         if entry is None:
             entry = self._in_use[key] = InUse(key, ConversationView.empty(self.window_size))
             self._weight += entry.weight
-            entry.load = self._spawn(self._load(entry))
+            entry.load = self._spawn(self._load(entry, pause_s=_pause_s(conflicts)))
             self._shrink()
         else:
             self._in_use.move_to_end(key)
@@ -419,8 +419,12 @@ class Conversations:
                 raise entry.load_error
         return entry
 
-    async def _load(self, entry: InUse) -> None:
+    async def _load(self, entry: InUse, *, pause_s: float) -> None:
+        """Loads an entry, then decides what has waited for it. Whoever lost against other writers
+        lets them by first, for all its commands on the conversation at once."""
         try:
+            if pause_s:
+                await asyncio.sleep(pause_s)
             await self._read_in(entry)
         except Exception as error:  # noqa: BLE001 (whatever it is, the callers are told)
             entry.load_error = error
@@ -521,6 +525,13 @@ class Conversations:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _pause_s(conflicts: int) -> float:
+    if conflicts < 2:
+        return 0.0
+    longest: float = min(0.08, 0.005 * 2 ** (conflicts - 2))
+    return longest * random.random()  # noqa: S311 (jitter)
 
 
 def _needs_confirmation(attempt: Attempt) -> bool:
