@@ -25,8 +25,8 @@ from infra.settings import InForce, Settings, without_password
 from infra.supervision import read_status
 from services.bootstrap import SERVICES, topology
 from services.cli.errors import CommandFailed, Unanswered
-from services.cli.inspection import services
-from services.cli.output import one_line
+from services.cli.inspection import server_version, services
+from services.cli.output import row
 from services.cli.requests import connected, server_url
 
 PACKAGES = (
@@ -85,13 +85,13 @@ class Checkup:
         """The same for a person."""
         yield "Settings in force"
         for name, value, source in self.settings:
-            yield one_line(f"  {name:<21} {value:<28} {source}", 200)
+            yield row(f"  {name:<21} {value:<28} {source}")
         yield "Versions"
         for name, version in self.versions.items():
             yield f"  {name:<21} {version}"
         yield "Checks"
         for check in self.checks:
-            yield one_line(f"{check.verdict:<5} {check.name}: {check.text}", 1000)
+            yield row(f"{check.verdict:<5} {check.name}: {check.text}", 2000)
 
 
 async def examine(settings: Settings, timeout_s: float) -> Checkup:
@@ -110,7 +110,7 @@ async def examine(settings: Settings, timeout_s: float) -> Checkup:
             settings = settings.model_copy(update={"nats_url": running["url"]})
     try:
         async with connected(settings, "convo doctor") as connection:
-            version = str(connection.connected_server_version)
+            version = server_version(connection)
             where = without_password(server_url(settings))
             found.checks.append(Check("ok", "server", f"nats-server {version} answers at {where}"))
             found.checks += [
@@ -151,7 +151,7 @@ def _server_program() -> Check:
         return Check("FAIL", name, f"{path} cannot be run ({error}): {mend}")
     if numbers < SERVER_VERSION_MIN:
         return Check("FAIL", name, f"{version} at {path} is too old: {mend}")
-    return Check("ok", name, f"{version} at {path}")
+    return Check("ok", name, f"{version} at {path.resolve()}")
 
 
 def _data_directory(data_dir: Path) -> Check:

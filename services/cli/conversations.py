@@ -86,7 +86,8 @@ def append(
 ) -> None:
     """Append one message.
 
-    CONTENT `-` reads it from standard input, as it is. Put `--` before a CONTENT that begins with a dash, or give it as --content.
+    CONTENT `-` reads it from standard input, as it is. Put `--` before a CONTENT that begins
+    with a dash, or give it as --content.
 
     \b
     Example:
@@ -164,7 +165,8 @@ def turn(
 ) -> None:
     """Append several messages and their usage.
 
-    All of it or nothing. FILE holds {"messages": [...], "usage": {...}}; --message adds to its messages.
+    All of it or nothing. FILE holds {"messages": [...], "usage": {...}}; --message adds to its
+    messages.
 
     \b
     Example:

@@ -21,7 +21,10 @@ class CommandFailed(Exception):
     """The command did not do what was asked; the message says what to do next.
 
     `answer` is the reply as it was on NATS when there is one: `--json` prints it all the same.
+    `unknown` says that what was asked may have been done.
     """
+
+    unknown = False
 
     def __init__(self, message: str, *, answer: bytes | None = None) -> None:
         super().__init__(message)

@@ -17,7 +17,7 @@ from infra.settings import Settings, without_password
 from infra.supervision import read_status
 from services.bootstrap import topology
 from services.cli.errors import CommandFailed
-from services.cli.output import one_line
+from services.cli.output import row
 from services.cli.requests import connected, server_url
 
 ANSWERS_WITHIN_S = 2.0
@@ -32,6 +32,7 @@ class Inspection:
     """What was found; `problem` says why commands are not answered, when they are not."""
 
     url: str
+    data_dir: str
     server: str | None = None
     up: dict[str, Any] | None = None
     services: list[dict[str, Any]] = field(default_factory=list)
@@ -55,28 +56,27 @@ class Inspection:
         if self.server:
             yield f"server     nats-server {self.server} at {self.url}"
         if self.up is None:
-            yield "processes  no `convo up` runs on this data directory"
+            yield row(f"processes  no `convo up` runs on {self.data_dir}")
         else:
             yield f"processes  of `convo up`, pid {self.up.get('pid')}"
-            for row in self.up.get("processes", ()):
-                yield one_line(
-                    f"  {row['name']:<16} {row['state']:<11} pid {row['pid'] or '-'}"
-                    f"  restarts {row['restarts']}  since {row['since']}"
-                    + (f"  last exit: {row['last_exit']}" if row.get("last_exit") else ""),
-                    200,
+            for each in self.up.get("processes", ()):
+                yield row(
+                    f"  {each['name']:<16} {each['state']:<11} pid {each['pid'] or '-'}"
+                    f"  restarts {each['restarts']}  since {each['since']}"
+                    + (f"  last exit: {each['last_exit']}" if each.get("last_exit") else "")
                 )
         if self.server:
             yield "services" if self.services else "services   none answers"
-            for row in self.services:
+            for each in self.services:
                 yield (
-                    f"  {row['name']:<16} {row['version']}  {row['requests']:,} requests,"
-                    f" {row['errors']:,} errors, since {row['started']}"
+                    f"  {each['name']:<16} {each['version']}  {each['requests']:,} requests,"
+                    f" {each['errors']:,} errors, since {each['started']}"
                 )
             yield "streams" if self.streams else "streams    none yet"
-            for row in self.streams:
+            for each in self.streams:
                 yield (
-                    f"  {row['name']:<16} {row['messages']:,} events, {row['bytes']:,} bytes, seq"
-                    f" {row['first_seq']} to {row['last_seq']}, {row['replicas']} replicas"
+                    f"  {each['name']:<16} {each['messages']:,} events, {each['bytes']:,} bytes,"
+                    f" seq {each['first_seq']} to {each['last_seq']}, replicas: {each['replicas']}"
                 )
 
 
@@ -85,10 +85,14 @@ async def inspect(settings: Settings, timeout_s: float) -> Inspection:
     running = read_status(settings.data_dir)
     if settings.nats_url is None and running is not None and running.get("url"):
         settings = settings.model_copy(update={"nats_url": running["url"]})
-    found = Inspection(url=without_password(server_url(settings)), up=running)
+    found = Inspection(
+        url=without_password(server_url(settings)),
+        data_dir=str(settings.data_dir.absolute()),
+        up=running,
+    )
     try:
         async with connected(settings, "convo status") as connection:
-            found.server = str(connection.connected_server_version)
+            found.server = server_version(connection)
             found.services = await services(connection)
             found.streams = await streams(connection, settings, timeout_s)
     except CommandFailed as error:
@@ -96,12 +100,18 @@ async def inspect(settings: Settings, timeout_s: float) -> Inspection:
     except StoreUnavailable as error:
         found.problem = str(error)
     else:
-        if not any(row["name"] == COMMANDS for row in found.services):
+        if not any(each["name"] == COMMANDS for each in found.services):
             found.problem = (
                 "the server is there, but commands are not answered: start them with `convo up` or"
                 " `convo serve commands`"
             )
     return found
+
+
+def server_version(connection: Connection) -> str:
+    """The version of the server that the connection is with, as 2.15.1."""
+    version = connection.connected_server_version
+    return f"{version.major}.{version.minor}.{version.patch}"
 
 
 async def services(connection: Connection) -> list[dict[str, Any]]:

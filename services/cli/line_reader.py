@@ -10,7 +10,6 @@ import asyncio
 import gzip
 import io
 import os
-import sys
 import threading
 import zlib
 from collections.abc import AsyncIterator, Iterator
@@ -18,6 +17,8 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+
+from services.cli.options import stdin
 
 CHUNK_BYTES = 262_144
 CHUNKS_AHEAD = 4
@@ -46,11 +47,11 @@ def opened(source: str) -> Iterator[tuple[BinaryIO, int | None]]:
         with path.open("rb") as file:
             yield file, path.stat().st_size or None
         return
-    stdin = sys.stdin.buffer
+    given = stdin()
     try:
-        own = os.dup(stdin.fileno())
-    except (OSError, io.UnsupportedOperation):  # not a real file: a test's
-        yield stdin, None
+        own = os.dup(given.fileno())
+    except io.UnsupportedOperation:  # not a real file: a test's
+        yield given, None
         return
     yield os.fdopen(own, "rb"), None  # left open: the thread may be waiting in it
 

@@ -121,8 +121,8 @@ def status(client: Client, *, data_dir: Path | None) -> None:
 def doctor(client: Client, *, data_dir: Path | None) -> None:
     """Check settings, installation and ledger.
 
-    Prints the settings in force and where each came from, and versions. Each check is a line that begins with ok, warn or FAIL and says what to do. The exit status is 1
-    when one fails.
+    Prints the settings in force and where each came from, and versions. Each check is a line
+    that begins with ok, warn or FAIL and says what to do. The exit status is 1 when one fails.
 
     \b
     Example:

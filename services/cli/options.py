@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import click
 
@@ -202,7 +202,14 @@ def text_or_stdin(value: str) -> str:
     if value != "-":
         return value
     try:
-        return sys.stdin.buffer.read().decode()
+        return stdin().read().decode()
     except UnicodeDecodeError as error:
         msg = f"standard input is not UTF-8 (byte {error.start}): convert it first"
         raise click.UsageError(msg) from None
+
+
+def stdin() -> BinaryIO:
+    """Standard input, as bytes; a usage error when the shell has closed it."""
+    if sys.stdin is None:
+        raise click.UsageError("`-` reads standard input, which is closed")
+    return sys.stdin.buffer

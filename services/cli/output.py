@@ -28,8 +28,12 @@ def printable(text: str) -> str:
 
 def one_line(text: str, width: int = TEXT_WIDTH) -> str:
     """The text on one line: blanks run together, controls written out, cut to `width`."""
-    flat = " ".join(text.split())
-    shown = _UNSAFE.sub(lambda found: _written_out(found[0]), flat)
+    return row(" ".join(text.split()), width)
+
+
+def row(text: str, width: int = 1000) -> str:
+    """The text on one line as it is set: controls and line breaks written out, cut to `width`."""
+    shown = _UNSAFE.sub(lambda found: _written_out(found[0]), text)
     return shown if len(shown) <= width else shown[: width - 1] + "…"
 
 
@@ -49,7 +53,9 @@ def show(lines: Iterable[str]) -> None:
 def show_json(answer: bytes | object) -> None:
     """Prints a reply as it was on NATS (bytes), or an answer of the command line's own, as JSON."""
     if not isinstance(answer, bytes):
-        answer = json.dumps(answer, ensure_ascii=False, default=str).encode()
+        answer = json.dumps(answer, ensure_ascii=False, separators=(",", ":"), default=str).encode(
+            "utf-8", "backslashreplace"
+        )
     click.echo(answer)
 
 

@@ -113,8 +113,7 @@ async def ask(
 ) -> Answer:
     """Asks until there is an answer, and returns it when it says ok.
 
-    `Refused` carries the contract's error; `Unanswered` says that nothing is known: after a write
-    it names the command id to repeat it with.
+    `Refused` carries the contract's error; `Unanswered` says that nobody answered in time.
     """
     started = time.monotonic()
     pause_s = patience.first_pause_s
@@ -153,21 +152,10 @@ async def ask(
             else time.monotonic() - started + wait_s > patience.deadline_s
         )
         if out_of_tries or out_of_time:
-            raise _with_way_back(failure, headers, unknown=unknown)
+            failure.unknown = unknown
+            raise failure
         await asyncio.sleep(wait_s)
         pause_s = min(pause_s * 2, patience.longest_pause_s)
-
-
-def _with_way_back(
-    failure: CommandFailed, headers: dict[str, str] | None, *, unknown: bool
-) -> CommandFailed:
-    """The failure; after a write whose outcome is unknown, with the id that makes a repeat safe."""
-    command_id = (headers or {}).get(COMMAND_ID)
-    if unknown and command_id:
-        failure.message += (
-            f"; it may have been written: repeat it with --command-id {command_id}, never twice"
-        )
-    return failure
 
 
 def _nobody(subject: str) -> str:
@@ -180,8 +168,8 @@ def _nobody(subject: str) -> str:
 
 def _silence(error: NatsError, timeout_s: float) -> str:
     if isinstance(error, OutboundBufferLimitError):
-        return "the connection to the server is lost: see `convo status`, then try again"
-    return f"no answer within {timeout_s:g} s: see `convo status`, or wait longer with --timeout"
+        return "the connection to the server is lost: look at `convo status`, then try again"
+    return f"no answer within {timeout_s:g} s: look at `convo status`, or raise --timeout"
 
 
 def read_answer(data: bytes) -> Answer:
@@ -238,9 +226,18 @@ def _checked(headers: dict[str, str]) -> dict[str, str]:
 
 
 def write(client: Client, writing: Writing, named: Named, verb: str, body: bytes) -> Answer:
-    """Sends one command and returns its answer."""
+    """Sends one command and returns its answer.
+
+    A failure that leaves it open whether it was written names the id to repeat it with.
+    """
     subject = f"convo.cmd.{conversation(named).key}.{verb}"
-    return asyncio.run(_once(client, subject, body, write_headers(writing)))
+    headers = write_headers(writing)
+    try:
+        return asyncio.run(_once(client, subject, body, headers))
+    except CommandFailed as error:
+        if error.unknown:
+            error.message += f"; to repeat it safely: --command-id {headers[COMMAND_ID]}"
+        raise
 
 
 def read(client: Client, reading: Reading, named: Named, view: str, body: dict[str, Any]) -> Answer:

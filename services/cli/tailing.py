@@ -30,8 +30,9 @@ def tail(
 ) -> None:
     """Show events live, as they are stored.
 
-    Of one conversation, of a tenant, or of all; Ctrl-C ends it. One conversation is followed without gap or repeat, whatever happens to the connection. Of
-    several a loss is told on standard error. With --json an event a line, as `convo events` has it.
+    Of one conversation, of a tenant, or of all; Ctrl-C ends it. One conversation is followed
+    without gap or repeat, whatever happens to the connection. Of several a loss is told on
+    standard error. With --json an event a line, as `convo events` has it.
 
     \b
     Example:
