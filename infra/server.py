@@ -44,6 +44,7 @@ READY_TIMEOUT_S = 120.0
 
 STOP_TIMEOUT_S = 15.0
 PREDECESSOR_TIMEOUT_S = 10.0
+PORT_TIMEOUT_S = 0.5
 POLL_S = 0.01
 
 
@@ -148,8 +149,7 @@ class EmbeddedServer:
         self._prepare_folders()
         self._store_lock = await self._take_store()
         try:
-            if self.port:
-                require_free(self.port)
+            await self._port_is_free()
             config = self._write_config()
             log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
             self._child = self._supervisor.start(
@@ -228,6 +228,19 @@ class EmbeddedServer:
                 await asyncio.sleep(POLL_S)
             except OSError as error:
                 raise DataDirUnusable(self.data_dir, error) from None
+
+    async def _port_is_free(self) -> None:
+        """A predecessor that was killed may have let go of the store a moment before its port."""
+        deadline = time.monotonic() + PORT_TIMEOUT_S
+        while self.port:
+            try:
+                require_free(self.port)
+            except PortTaken:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(POLL_S)
+            else:
+                return
 
     def _write_config(self) -> Path:
         path = self.data_dir / "nats" / f"{PROGRAM}.conf"

@@ -167,16 +167,17 @@ async def test_asked_to_stop_while_starting_it_stops(start: Start, until: Until)
 async def test_killed_it_leaves_no_process_and_can_be_started_again(
     start: Start, until: Until
 ) -> None:
-    running = await start(workers=2)
-    await running.ready()
+    port = free_port()
+    running = await start(workers=2, port=port)
+    url = await running.ready()
     await until(lambda: running.serving() == 2)
     pids = running.pids()
     assert len(pids) == 3
     running.process.kill()
     await running.ended()
+    again = await start(port=port)  # at once: it waits for the old server to be gone
     await until(lambda: not [pid for pid in pids if alive(pid)])
-    assert read_status(running.data_dir) is None
-    await (await start()).ready()
+    assert await again.ready() == url
 
 
 async def test_a_second_one_on_the_same_data_is_refused(start: Start) -> None:
