@@ -102,9 +102,10 @@ class Spy:
         lines = [f"  own  total  of {everything} samples in {self._file}"]
         lines += [
             f"{own[frame] / everything:5.1%}  {samples / everything:5.1%}  {frame}"
-            for frame, samples in total.most_common(_LINES)
+            for frame, samples in total.most_common()
+            if own[frame] or samples < everything  # not the frames that everything stands on
         ]
-        return "\n".join(lines)
+        return "\n".join(lines[:_LINES])
 
 
 class InWorker:
