@@ -114,7 +114,7 @@ class NewMessage(_Value):
     tool_calls: Annotated[list[JSONObject], Field(min_length=1)] | None = None
     tool_call_id: str | None = None
     created_at: Time | None = None
-    metadata: Object = {}
+    metadata: Object = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
@@ -135,7 +135,7 @@ class TokenUse(_Value):
     provider: str | None = None
     message_id: Id | None = None
     cost_usd: Cost | None = None
-    metadata: Object = {}
+    metadata: Object = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _totals_include_their_parts(self) -> Self:
@@ -178,8 +178,8 @@ class InitConversation(Command):
     user_id: NonEmpty
     title: str | None = None
     model: str | None = None
-    context: Object = {}
-    metadata: Object = {}
+    context: Object = Field(default_factory=dict)
+    metadata: Object = Field(default_factory=dict)
 
 
 class AppendMessage(Command, NewMessage):
@@ -219,8 +219,8 @@ class UpdateConversation(Command):
     title: str | None = None
     model: str | None = None
     user_id: NonEmpty | None = None
-    context: Object = {}
-    metadata: Object = {}
+    context: Object = Field(default_factory=dict)
+    metadata: Object = Field(default_factory=dict)
 
     @property
     def changes_something(self) -> bool:
