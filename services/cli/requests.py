@@ -44,7 +44,11 @@ HEADROOM_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How often and how long one request is tried. Seconds."""
+    """How often and how long one request is tried, in seconds.
+
+    `retries` None: as often as the deadline allows. Without a deadline a refusal that names a time
+    to come back is waited for when that is no longer than one answer may take.
+    """
 
     timeout_s: float
     retries: int | None = 3
@@ -146,12 +150,12 @@ async def ask(
             raise Unanswered(f"the connection to the server failed ({error}): try again") from None
         attempt += 1
         out_of_tries = patience.retries is not None and attempt > patience.retries
-        out_of_time = (
-            wait_s > patience.timeout_s
+        too_late = (
+            wait_s > max(pause_s, patience.timeout_s)
             if patience.deadline_s is None
             else time.monotonic() - started + wait_s > patience.deadline_s
         )
-        if out_of_tries or out_of_time:
+        if out_of_tries or too_late:
             failure.unknown = unknown
             raise failure
         await asyncio.sleep(wait_s)
