@@ -182,11 +182,14 @@ class Committer:
     def submit(self, write: Write) -> None:
         """Takes a write over; its `on_done` is called later, never from within this call."""
         write.deadline = time.monotonic() + self._deadline
+        self._idle.clear()
         error = self._refusal(write)
         if error is not None:
+            for message in write.messages:
+                message.tail.broken = True  # at once: what is packed behind it must not go
             self._loop.call_soon(self._fail, write, error)
+            self._pump_soon()
             return
-        self._idle.clear()
         self._waiting.append(write)
         self._pump_soon()  # soon: whatever this turn of the loop still brings in goes with it
 
@@ -234,6 +237,7 @@ class Committer:
         ready: list[Write] = []
         left: list[Write] = []
         held: set[Tail] = set()
+        writers: dict[str, Tail] = {}  # a subject may have two tails: not both in one batch
         events = body_bytes = 0
         now = time.monotonic()
         while self._waiting and events < BATCH_MESSAGES_MAX and body_bytes < BATCH_BYTES_MAX:
@@ -242,7 +246,10 @@ class Committer:
             broken = next((tail for tail in tails if tail.broken), None)
             if broken is not None:
                 self._fail(write, Conflict(broken.subject, broken.seq))
-            elif any(tail.in_flight or tail in held for tail in tails):
+            elif any(
+                tail.in_flight or tail in held or writers.get(tail.subject, tail) is not tail
+                for tail in tails
+            ):
                 held.update(tails)
                 left.append(write)
             elif now > write.deadline:
@@ -253,6 +260,7 @@ class Committer:
                 break
             else:
                 ready.append(write)
+                writers.update((tail.subject, tail) for tail in tails)
                 events += len(tails)
                 body_bytes += sum(len(message.body) for message in write.messages)
         self._waiting.extendleft(reversed(left))
