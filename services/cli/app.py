@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import sys
@@ -32,6 +31,13 @@ class OneLineOnFailure(click.Group):
         del ctx
         return list(self.commands)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; a connection that breaks is a failure (click takes it for `| head`)."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise CommandFailed(f"a connection broke: {error}; try again") from None
+
     def main(
         self,
         args: Sequence[str] | None = None,
@@ -54,7 +60,7 @@ class OneLineOnFailure(click.Group):
                 windows_expand_args=windows_expand_args,
                 **extra,
             )
-            sys.stdout.flush()
+            _flush()
         except BaseException as error:  # noqa: BLE001 - the one place where everything ends
             ended = _status_of(error, as_json="--json" in arguments)
         sys.exit(ended if isinstance(ended, int) else 0)
@@ -75,7 +81,7 @@ def _status_of(error: BaseException, *, as_json: bool) -> int:
             if as_json and error.answer is not None:
                 output.show_json(error.answer)
             return _say(error.message, INTERRUPTED if isinstance(error, Interrupted) else FAILED)
-        case OSError(errno=errno.EPIPE):
+        case output.ReaderGone():
             _abandon_stdout()
             return 0
         case OSError():
@@ -114,6 +120,13 @@ def _escape_what_cannot_be_shown() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise output.ReaderGone from None
 
 
 def _abandon_stdout() -> None:

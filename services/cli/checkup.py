@@ -115,7 +115,7 @@ async def examine(settings: Settings, timeout_s: float) -> Checkup:
             found.checks.append(Check("ok", "server", f"nats-server {version} answers at {where}"))
             found.checks += [
                 await _services(connection),
-                *await _streams(connection, settings, timeout_s),
+                *await streams(connection, settings, timeout_s),
             ]
     except Unanswered as error:
         found.checks += _without_server(settings, error)
@@ -223,7 +223,7 @@ async def _services(connection: Connection) -> Check:
     return Check("ok", "services", ", ".join(sorted(answering)))
 
 
-async def _streams(connection: Connection, settings: Settings, timeout_s: float) -> list[Check]:
+async def streams(connection: Connection, settings: Settings, timeout_s: float) -> list[Check]:
     """One check for each events stream, and one that the server's clock agrees with ours."""
     checks: list[Check] = []
     ledger = topology(settings)

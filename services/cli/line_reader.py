@@ -12,7 +12,7 @@ import io
 import os
 import threading
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +25,10 @@ CHUNKS_AHEAD = 4
 
 _GZIP = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+DAMAGES = (OSError, EOFError, zlib.error)
+"""What a file that is damaged or cut off is read with."""
 
 
 class Line(NamedTuple):
@@ -78,7 +82,7 @@ class LineReader:
             for chunk in _chunks(self._file):
                 if not self._hand_over(chunk, loop):
                     return
-        except (OSError, EOFError, zlib.error) as error:
+        except DAMAGES as error:
             self._hand_over(UnreadableFile(f"the file is damaged or cut off ({error})"), loop)
         else:
             self._hand_over(None, loop)
@@ -97,18 +101,28 @@ class LineReader:
 
 
 def _chunks(file: BinaryIO) -> Iterator[list[Line]]:
-    """Yields lines, gathered; one by one from a pipe, which may be slow to give the next."""
+    """Yields lines, gathered; one by one from a pipe, which may be slow to give the next.
+
+    Where the file is damaged, what came before is yielded first.
+    """
     base = file if isinstance(file, io.BufferedReader) else io.BufferedReader(_raw(file))
     seekable = base.seekable()
     zipped = base.peek(2)[:2] == _GZIP
-    stream: BinaryIO = gzip.GzipFile(fileobj=base) if zipped else base  # type: ignore[assignment]  # it reads lines, which is all that is asked
-    number = 0
-    while texts := stream.readlines(CHUNK_BYTES if seekable else 1):
-        if number == 0:
-            texts[0] = texts[0].removeprefix(_BYTE_ORDER_MARK)
-        place = base.tell() if seekable else 0
-        yield [Line(number + n, text, place) for n, text in enumerate(texts, 1)]
-        number += len(texts)
+    lines: Iterable[bytes] = gzip.GzipFile(fileobj=base) if zipped else base
+    chunk: list[Line] = []
+    size = 0
+    try:
+        for number, text in enumerate(lines, 1):
+            whole = text.removeprefix(_BYTE_ORDER_MARK) if number == 1 else text
+            chunk.append(Line(number, whole, base.tell() if seekable else 0))
+            size += len(text)
+            if size >= CHUNK_BYTES or not seekable:
+                yield chunk
+                chunk, size = [], 0
+    except DAMAGES:
+        yield chunk
+        raise
+    yield chunk
 
 
 def _raw(file: BinaryIO) -> io.RawIOBase:

@@ -44,19 +44,30 @@ def _written_out(character: str, keep: frozenset[str] = frozenset()) -> str:
     return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}"
 
 
+class ReaderGone(Exception):
+    """Whoever read our standard output has gone away (`| head`): there is nothing left to do."""
+
+
 def show(lines: Iterable[str]) -> None:
-    """Prints each line as it comes."""
+    """Prints each line as it comes; `ReaderGone`."""
     for line in lines:
-        click.echo(line)
+        _print(line)
 
 
 def show_json(answer: bytes | object) -> None:
-    """Prints a reply as it was on NATS (bytes), or an answer of the command line's own, as JSON."""
+    """Prints a reply as it was on NATS (bytes), or an answer of our own, as JSON; `ReaderGone`."""
     if not isinstance(answer, bytes):
         answer = json.dumps(answer, ensure_ascii=False, separators=(",", ":"), default=str).encode(
             "utf-8", "backslashreplace"
         )
-    click.echo(answer)
+    _print(answer)
+
+
+def _print(text: str | bytes) -> None:
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        raise ReaderGone from None
 
 
 def name(reply: dict[str, Any]) -> str:

@@ -32,7 +32,7 @@ def message_of(message: dict[str, Any]) -> dict[str, Any]:
     """The message as it is sent, without the id that was made for it."""
     [planned] = parse_line(line(message)).messages
     body: dict[str, Any] = json.loads(planned.json)
-    if "message_id" not in message:
+    if message.get("message_id") is None:
         del body["message_id"]
     return body
 
@@ -179,11 +179,7 @@ def test_a_second_time_is_kept_too() -> None:
 
 @pytest.mark.parametrize("field", ["name", "tool_calls", "tool_call_id", "timestamp", "message_id"])
 def test_null_where_a_field_has_a_place_is_nothing(field: str) -> None:
-    assert message_of(said(**{field: None})) == said() | (
-        {"message_id": message_of(said(**{field: None}))["message_id"]}
-        if field == "message_id"
-        else {}
-    )
+    assert message_of(said(**{field: None})) == said()
 
 
 @pytest.mark.parametrize(

@@ -155,9 +155,11 @@ def test_a_server_that_was_named_and_is_not_there(convo: Convo, nowhere: str) ->
 def test_a_server_without_services_says_how_to_start_them(convo: Convo, server_url: str) -> None:
     writes = complaint(convo("append", "c", "user", "a", "--nats", server_url), 1)
     reads = complaint(convo("state", "c", "--nats", server_url), 1)
+    tails = complaint(convo("tail", "c", "--history", "1", "--nats", server_url), 1)
 
     assert "convo serve commands" in writes
     assert "convo serve queries" in reads
+    assert "convo serve queries" in tails
 
 
 def test_a_url_that_is_none_is_explained(convo: Convo) -> None:

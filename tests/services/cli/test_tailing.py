@@ -15,7 +15,7 @@ from nats.aio.client import Client
 from domain.identity import ConversationId
 from services.cli.follower import LimitReached, Shown, follow_conversation, follow_many
 from services.cli.requests import Patience
-from tests.services.cli.conftest import Convo, complaint
+from tests.services.cli.conftest import Convo
 
 PATIENCE = Patience(timeout_s=5.0)
 
@@ -202,10 +202,3 @@ def test_the_command_prints_lines_and_ends_at_its_limit(convo: Convo, ledger: st
     assert event["data"]["content"] == "Hi"
     assert event["seq"] > 0
     assert len(event["hash"]) == 64
-
-
-def test_a_tail_without_a_service_for_the_history_says_so(convo: Convo, server_url: str) -> None:
-    """Needs a server on which nothing is served: this module's has the ledger's services."""
-    line = complaint(convo("tail", "c", "--history", "1", "--nats", "nats://127.0.0.1:1"), 1)
-
-    assert "convo up" in line
