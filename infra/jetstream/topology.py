@@ -41,7 +41,9 @@ class Topology:
     """The streams and subjects of one application's events.
 
     `originator_tokens`: how many subject tokens one originator id has. `replicas` is what new
-    streams are created with; existing ones may have more.
+    streams are created with; existing ones may have more. `beside`: prefixes of further subjects
+    (one token behind the partition) in the events streams, for what has to be committed in one
+    batch with events. `kept_per_subject`: messages kept of one subject, -1 for all of them.
     """
 
     stream: str
@@ -52,6 +54,8 @@ class Topology:
     partitions: int = 1
     replicas: int = 1
     originator_tokens: int = 1
+    beside: tuple[str, ...] = ()
+    kept_per_subject: int = -1
     snapshot_bytes_max: int = EVENT_BYTES_MAX
     metadata: Mapping[str, str] = field(default_factory=dict)
 
@@ -86,7 +90,10 @@ class Topology:
         any_originator = ".".join(["*"] * self.originator_tokens)
         config: dict[str, Any] = {
             "name": self.stream_name(partition),
-            "subjects": [f"{self.prefix}.{partition}.{any_originator}"],
+            "subjects": [
+                f"{self.prefix}.{partition}.{any_originator}",
+                *(f"{prefix}.{partition}.*" for prefix in self.beside),
+            ],
             "storage": "file",
             "retention": "limits",
             "discard": "new",
@@ -95,7 +102,7 @@ class Topology:
             "max_msgs": -1,
             "max_bytes": -1,
             "max_age": 0,
-            "max_msgs_per_subject": -1,
+            "max_msgs_per_subject": self.kept_per_subject,
             "max_consumers": -1,
             "duplicate_window": _DUPLICATE_WINDOW_NS,
             "compression": "s2",
