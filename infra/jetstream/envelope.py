@@ -19,6 +19,7 @@ from __future__ import annotations
 from base64 import b64decode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -132,6 +133,20 @@ def unpack_stored(message: Mapping[str, Any]) -> Recorded:
     headers["Nats-Subject"] = message["subject"]
     headers["Nats-Time-Stamp"] = message["time"]
     return unpack(headers, b64decode(message.get("data", "")))
+
+
+def unpack_delivered(subject: str, reply: str, headers: Mapping[str, str], body: bytes) -> Recorded:
+    """Reads an event out of a message that a consumer delivered.
+
+    `reply` is its acknowledgement subject, `$JS.ACK.…`, which tells the stream sequence and the
+    time. Raises LedgerDamaged like `unpack`.
+    """
+    parts = reply.split(".")
+    seq, _, nanoseconds = parts[5:8] if len(parts) == 9 else parts[7:10]  # the long form: ADR-15
+    seconds, rest = divmod(int(nanoseconds), 1_000_000_000)
+    time = f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
+    added = {"Nats-Sequence": seq, "Nats-Subject": subject, "Nats-Time-Stamp": time}
+    return unpack({**headers, **added}, body)
 
 
 def sent_under(message: Mapping[str, Any]) -> str:

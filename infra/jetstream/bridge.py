@@ -1,0 +1,196 @@
+"""From threads into asyncio: one event loop in one background thread, shared by the whole process.
+
+The `eventsourcing` library is synchronous and nats-py is not. Whoever needs the loop acquires the
+bridge and releases it; the thread is there from the first to the last of them. All inserts of all
+threads meet on that loop, which is what lets them share a commit.
+
+- `run` blocks its thread until a coroutine is done, never for longer than its timeout.
+- A bridge belongs to the process that started it. After a fork the child has no such thread:
+  what the parent made says so (InterfaceError) and what the child makes gets a bridge of its own.
+- The thread is a daemon and is stopped at exit: a factory that nobody closed keeps no program
+  from ending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import importlib.util
+import logging
+import os
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import CancelledError
+from typing import Any, TypeVar
+
+from eventsourcing.persistence import InterfaceError, ProgrammingError
+
+from infra.jetstream.errors import StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+THREAD_NAME = "jetstream-loop"
+JOIN_TIMEOUT_S = 5.0
+
+
+class Bridge:
+    """An event loop that runs in a thread of its own. Made by `acquire`, ended by `release`."""
+
+    _shared: Bridge | None = None
+    _guard = threading.RLock()  # re-entered when the garbage collector closes something meanwhile
+
+    def __init__(self) -> None:
+        self.loop = _new_loop()
+        self._pid = os.getpid()
+        self._users = 0
+        self._thread = threading.Thread(target=self._serve, name=THREAD_NAME, daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def acquire(cls) -> Bridge:
+        """The process's bridge, for as long as it is not released again."""
+        with cls._guard:
+            if cls._shared is None:
+                cls._shared = cls()
+            cls._shared._users += 1
+            return cls._shared
+
+    def release(self, last: Coroutine[Any, Any, None] | None = None, *, wait: float = 0.0) -> None:
+        """Gives the bridge back, after running `last` on it.
+
+        Waits up to `wait` seconds for that, and for the thread to end when nobody else has the
+        bridge; 0 returns at once (and is all that the loop's own thread may do).
+        """
+        if not self.is_here:
+            _discard(last)
+            return
+        with self._guard:
+            self._users -= 1
+            unused = self._users == 0
+            if unused and Bridge._shared is self:
+                Bridge._shared = None
+        done = threading.Event()
+        if not self._send(self._finish(last, done, stop=unused)):
+            _discard(last)
+            return
+        if wait and not self.is_inside:
+            done.wait(wait)
+            if unused:
+                self._thread.join(wait)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the process that the bridge was made in."""
+        return os.getpid() == self._pid
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether the caller is on the bridge's own thread, which must not wait for itself."""
+        return threading.current_thread() is self._thread
+
+    def run(self, coroutine: Coroutine[Any, Any, _T], timeout: float) -> _T:
+        """Runs a coroutine on the loop and returns its result, or raises what it raises.
+
+        Raises StoreUnavailable when it is not done within `timeout` seconds, InterfaceError when
+        the bridge is closed or belongs to another process, ProgrammingError on the loop itself.
+        """
+        if not self.is_here:
+            coroutine.close()
+            raise InterfaceError(
+                "this was opened before the process forked, and its connections belong to the "
+                "parent: construct the application (or factory) after forking"
+            )
+        if self.is_inside:
+            coroutine.close()
+            raise ProgrammingError("a recorder cannot be used on its own event loop")
+        try:
+            future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        except RuntimeError as error:
+            coroutine.close()
+            raise InterfaceError("the factory is closed; construct a new one") from error
+        try:
+            return future.result(timeout)
+        except TimeoutError:
+            if future.done():
+                raise
+            future.cancel()
+            raise StoreUnavailable(f"no answer within {timeout:g} s; try again") from None
+        except CancelledError:
+            raise InterfaceError("the factory was closed meanwhile; construct a new one") from None
+        except BaseException:
+            future.cancel()  # the waiting thread was interrupted
+            raise
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Starts a coroutine on the loop and returns at once; nothing when the bridge is closed."""
+        if not self.is_here or not self._send(coroutine):
+            _discard(coroutine)
+
+    def _send(self, coroutine: Coroutine[Any, Any, None]) -> bool:
+        try:
+            self.loop.call_soon_threadsafe(lambda: self.loop.create_task(coroutine))
+        except RuntimeError:  # the loop is closed
+            _discard(coroutine)
+            return False
+        return True
+
+    async def _finish(
+        self, last: Coroutine[Any, Any, None] | None, done: threading.Event, *, stop: bool
+    ) -> None:
+        try:
+            if last is not None:
+                await last
+        except Exception as error:  # noqa: BLE001 (nobody is left to be told)
+            log.info("closing failed: %r", error)
+        finally:
+            done.set()
+            if stop:
+                self.loop.stop()
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_forever()
+            left = asyncio.all_tasks(self.loop)
+            for task in left:
+                task.cancel()
+            self.loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        finally:
+            asyncio.set_event_loop(None)
+            self.loop.close()
+
+    @classmethod
+    def _at_exit(cls) -> None:
+        with cls._guard:
+            shared, cls._shared = cls._shared, None
+        if shared is not None and shared.is_here:
+            with contextlib.suppress(RuntimeError):
+                shared.loop.call_soon_threadsafe(shared.loop.stop)
+            shared._thread.join(JOIN_TIMEOUT_S)
+
+    @classmethod
+    def _after_fork(cls) -> None:
+        cls._guard = threading.RLock()  # whoever held it is not here
+        cls._shared = None
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    if importlib.util.find_spec("uvloop") is not None:
+        import uvloop  # noqa: PLC0415 (an optional part of this module: there is none on Windows)
+
+        return uvloop.new_event_loop()
+    return asyncio.new_event_loop()
+
+
+def _discard(coroutine: Coroutine[Any, Any, None] | None) -> None:
+    if coroutine is not None:
+        coroutine.close()
+
+
+atexit.register(Bridge._at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=Bridge._after_fork)

@@ -1,0 +1,526 @@
+"""One stream's events by originator and version: what the library's recorders need of a store.
+
+The store appends behind sequences; the library counts versions. A `Journal` knows where subjects
+end, so that a busy originator costs one round trip, and finds versions without reading all of them.
+
+Guarantees: versions of one subject are stored in ascending order, each once; what was recorded is
+read by every later call, of this process or another one, also where followers answer (on several
+replicas the leader is asked for the end first, and a follower that lags is asked again). What is
+read in order is checked against its hash chain.
+
+Not guaranteed: that versions are contiguous. The library's own recorders do not ask for it either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
+from itertools import pairwise
+from sys import maxsize
+from typing import NamedTuple, TypeVar
+
+from eventsourcing.persistence import DataError, IntegrityError
+from nats.aio.client import Client
+
+from infra.jetstream.envelope import (
+    BATCH_COMMIT,
+    BATCH_ID,
+    BATCH_SEQUENCE,
+    GENESIS,
+    Recorded,
+    Tail,
+    pack,
+    verify_chain,
+)
+from infra.jetstream.errors import (
+    NATS_FAILURES,
+    Conflict,
+    LedgerDamaged,
+    StoreUnavailable,
+    reason,
+)
+from infra.jetstream.reader import PAGE_EVENTS
+from infra.jetstream.store import Store
+
+TOPIC_BYTES_MAX = 200
+"""It travels as a header, and headers have room of their own beside the body."""
+
+ENDS_MAX = 10_000
+"""Subjects whose ends are remembered, about 1 KB each."""
+
+MARKS_MAX = 8
+"""Places of one subject that are remembered beside its end."""
+
+DISCARD_MAX = 64
+"""Events rather read and thrown away than searched on for."""
+
+CONFLICTS_MAX = 20
+
+_T = TypeVar("_T")
+
+
+class Addition(NamedTuple):
+    """An event to be recorded on a subject."""
+
+    subject: str
+    topic: str
+    version: int
+    body: bytes
+
+
+class VersionTaken(IntegrityError):
+    """The subject is at or behind that version already.
+
+    `version` is what was to be recorded, `last_version` the subject's last one.
+    """
+
+    def __init__(self, subject: str, version: int, last_version: int) -> None:
+        super().__init__(
+            f"{subject} is at version {last_version}: version {version} cannot be recorded behind "
+            "it; read it again and decide again"
+        )
+        self.subject = subject
+        self.version = version
+        self.last_version = last_version
+
+
+class Span(NamedTuple):
+    """Versions with gt < version <= lte; None has no bound."""
+
+    gt: int | None = None
+    lte: int | None = None
+
+    def holds(self, version: int) -> bool:
+        """Whether the version is one of them."""
+        return (self.gt is None or version > self.gt) and (self.lte is None or version <= self.lte)
+
+    def size_max(self) -> int:
+        """How many there can be."""
+        return maxsize if self.lte is None else self.lte - (-1 if self.gt is None else self.gt)
+
+
+class _Mark(NamedTuple):
+    """An event with this version is at this stream sequence."""
+
+    version: int
+    seq: int
+
+
+class _End:
+    """What is remembered of one subject; kept while anyone holds it.
+
+    `tail`: where to append, None when that has to be asked. `last`: the last event known of.
+    `marks`: other versions that somebody read on from, with their places.
+    """
+
+    __slots__ = ("holders", "last", "lock", "marks", "tail")
+
+    def __init__(self) -> None:
+        self.holders = 0
+        self.lock = asyncio.Lock()
+        self.tail: Tail | None = None
+        self.last = _NONE
+        self.marks: dict[int, int] = {}
+
+    def saw(self, version: int, seq: int) -> None:
+        """Counts an event that may be the subject's last one."""
+        if version > self.last.version:
+            self.last = _Mark(version, seq)
+
+    def mark(self, version: int, seq: int) -> None:
+        """Remembers a place; the one that was marked first is forgotten first."""
+        if version not in self.marks:
+            self.marks[version] = seq
+            if len(self.marks) > MARKS_MAX:
+                del self.marks[next(iter(self.marks))]
+
+    def around(self, version: int) -> tuple[_Mark, _Mark | None]:
+        """The nearest known places at or before a version (0 when there is none), and behind it."""
+        low, high = _NONE, None
+        for mark in [*(_Mark(*item) for item in self.marks.items()), self.last]:
+            if low.version < mark.version <= version:
+                low = mark
+            elif mark.version > version and (high is None or mark.version < high.version):
+                high = mark
+        return low, high
+
+
+_NONE = _Mark(-1, 0)
+
+
+class Journal:
+    """Appends to and reads from one events stream. Lives on one event loop."""
+
+    def __init__(
+        self,
+        store: Store,
+        reading: Client,
+        *,
+        timeout: float,
+        request_timeout: float,
+        expect_new: bool = False,
+    ) -> None:
+        """`timeout` (s): how long a read is tried again while the store does not answer.
+
+        `expect_new`: subjects are taken to be empty until the store says otherwise.
+        """
+        self.store = store
+        self.stream = store.topology.stream_name(0)
+        self.any_event = store.topology.subject("*")
+        self.replicated = store.streams[0]["config"].get("num_replicas", 1) > 1
+        self._reading = reading
+        self._reader = store.reader
+        self._timeout = timeout
+        self._request_timeout = request_timeout
+        self._expect_new = expect_new
+        self._ends: OrderedDict[str, _End] = OrderedDict()
+        self._whole_up_to = 0  # no batch is incomplete up to this sequence
+
+    async def close(self) -> None:
+        """Returns when every append handed over is done."""
+        await self.store.close()
+
+    # -- appending -----------------------------------------------------------------------------
+
+    async def append(self, additions: Sequence[Addition]) -> range:
+        """Records events, all or none, each subject's in ascending order; their sequences.
+
+        Raises VersionTaken when a subject is at one of these versions or behind it already (the
+        first subject given comes first), DataError, StoreUnavailable, OutcomeUnknown.
+        """
+        subjects: dict[str, int] = {}  # with the first version to be recorded there
+        for addition, before in zip(additions, _before_each(additions), strict=True):
+            if before is None:
+                subjects[addition.subject] = addition.version
+            elif before >= addition.version:
+                raise VersionTaken(addition.subject, addition.version, before)
+            _check_topic(addition.topic)
+        ends = {subject: self._hold(subject) for subject in sorted(subjects)}
+        locked: list[_End] = []
+        try:
+            for end in ends.values():  # in one order for everybody: no two wait for each other
+                await end.lock.acquire()
+                locked.append(end)
+            return await self._append(additions, subjects, ends)
+        finally:
+            for end in locked:
+                end.lock.release()
+            self._let_go(ends.values())
+
+    async def _append(
+        self, additions: Sequence[Addition], subjects: dict[str, int], ends: dict[str, _End]
+    ) -> range:
+        for attempt in range(CONFLICTS_MAX):
+            await asyncio.gather(
+                *(
+                    self._load(subject, ends[subject])
+                    for subject, version in subjects.items()
+                    if ends[subject].tail is None and (attempt or not self._begins(version))
+                )
+            )
+            tails: dict[str, Tail] = {}
+            for subject, version in subjects.items():
+                tail = ends[subject].tail or Tail(subject)  # a beginning, as far as anyone knows
+                if tail.seq and tail.version >= version:
+                    raise VersionTaken(subject, version, tail.version)
+                tails[subject] = tail
+            for end in ends.values():
+                end.tail = None  # until it is known what became of it
+            try:
+                seqs = await self.store.append(
+                    [pack(tails[a.subject], a.topic, a.version, a.body) for a in additions]
+                )
+            except Conflict:
+                if attempt + 1 < CONFLICTS_MAX:
+                    continue  # the leader tells whether one of the versions is really there
+                raise
+            for subject, tail in tails.items():
+                ends[subject].tail = tail
+                ends[subject].saw(tail.version, tail.seq)
+            self._whole_up_to = max(self._whole_up_to, seqs[-1])
+            return seqs
+        raise AssertionError("unreachable")
+
+    async def _load(self, subject: str, end: _End) -> None:
+        last = await self.last(subject, leader=True)
+        if last is None:
+            end.tail = Tail(subject)
+            return
+        digest = bytes.fromhex(last.digest)
+        end.tail = Tail(subject, last.seq, last.version, digest, digest)
+        end.saw(last.version, last.seq)
+
+    def _begins(self, version: int) -> bool:
+        """Whether an event of this version is probably its subject's first."""
+        return self._expect_new or version <= 1
+
+    def _hold(self, subject: str) -> _End:
+        end = self._ends.get(subject)
+        if end is None:
+            end = self._ends[subject] = _End()
+        else:
+            self._ends.move_to_end(subject)
+        end.holders += 1
+        return end
+
+    def _let_go(self, ends: Iterable[_End]) -> None:
+        for end in ends:
+            end.holders -= 1
+        while len(self._ends) > ENDS_MAX:
+            subject, end = self._ends.popitem(last=False)
+            if end.holders:  # two tails of one subject must never meet in a batch
+                self._ends[subject] = end
+                return
+
+    # -- reading one subject -------------------------------------------------------------------
+
+    async def last(self, subject: str, *, leader: bool | None = None) -> Recorded | None:
+        """The last event on a subject (wildcards allowed, of the leader only), None without one."""
+        if leader is None:
+            leader = self.replicated
+        return await self.patiently(lambda: self._reader.last(self.stream, subject, leader=leader))
+
+    async def select(
+        self, subject: str, span: Span, *, desc: bool = False, limit: int | None = None
+    ) -> list[Recorded]:
+        """A subject's events with versions in the span, in the order asked for, at most `limit`."""
+        if limit is not None and limit <= 0:
+            return []
+        if desc and limit is not None:
+            return await self._newest(subject, span, limit)
+        events = await self._oldest(subject, span, limit)
+        return events[::-1] if desc else events
+
+    async def _newest(self, subject: str, span: Span, limit: int) -> list[Recorded]:
+        last = await self.last(subject)
+        if last is None or (span.gt is not None and last.version <= span.gt):
+            return []
+        if span.lte is None or span.lte >= last.version:
+            if limit == 1:
+                return [last]
+            span = Span(span.gt, last.version)
+        assert span.lte is not None
+        width = limit
+        while True:  # versions may jump: fewer than `limit` may be within `limit` versions
+            near = Span(span.lte - width, span.lte)
+            enough = near.size_max() >= span.size_max()
+            events = await self._oldest(subject, span if enough else near, None)
+            if len(events) >= limit or enough:
+                return events[: -limit - 1 : -1]
+            width *= 4
+
+    async def _oldest(self, subject: str, span: Span, limit: int | None) -> list[Recorded]:
+        end = self._hold(subject)
+        try:
+            up_to = 0
+            if self.replicated:
+                last = await self.last(subject)
+                if last is None or (span.gt is not None and last.version <= span.gt):
+                    return []
+                end.saw(last.version, last.seq)
+                up_to = last.seq
+            seq = 1 if span.gt is None else await self._behind(subject, span.gt, end)
+            if seq is None:
+                return []
+            found: list[Recorded] = []
+            room = min(maxsize if limit is None else limit, span.size_max()) + DISCARD_MAX
+            page_max = max(1, min(PAGE_EVENTS, room))
+            async with aclosing(self._walk(subject, seq, up_to, page_max)) as pages:
+                async for page in pages:
+                    found += [event for event in page if span.holds(event.version)]
+                    end.saw(page[-1].version, page[-1].seq)
+                    _mark_last_skipped(end, page, span)
+                    if len(found) >= (maxsize if limit is None else limit):
+                        return found[:limit]
+                    if span.lte is not None and page[-1].version >= span.lte:
+                        break
+            return found
+        finally:
+            self._let_go([end])
+
+    async def _walk(
+        self, subject: str, seq: int, up_to: int, page_max: int
+    ) -> AsyncGenerator[list[Recorded], None]:
+        """Pages of a subject from `seq` on to its end, which is at least at `up_to`; none empty."""
+        previous: Recorded | None = None
+        first = seq == 1
+        give_up_at = time.monotonic() + self._timeout
+        while True:
+            page, pending = await self._page(subject, seq, page_max)
+            if page:
+                _check_order(previous, page, from_first=first)
+                first = False
+                previous = page[-1]
+                seq = previous.seq + 1
+                yield page
+            if not pending:
+                if seq > up_to:
+                    return
+                await self._not_there_yet(give_up_at)
+
+    async def _behind(self, subject: str, version: int, end: _End) -> int | None:
+        """A stream sequence with every later version at or behind it, and few earlier ones.
+
+        None when the subject has no later version. By interpolation between places already known,
+        every other time by halving: O(log) round trips at worst, none for the last place asked for.
+        """
+        low, high = end.around(version)
+        if version - low.version <= DISCARD_MAX:
+            return low.seq + 1
+        if high is None:
+            last = await self.last(subject)
+            if last is None or last.version <= version:
+                return None
+            high = _Mark(last.version, last.seq)
+        return await self._search(subject, version, low, high)
+
+    async def _search(self, subject: str, version: int, low: _Mark, high: _Mark) -> int:
+        top = high.seq  # nothing of the subject is between here and `high`
+        halve = False
+        while version - low.version > DISCARD_MAX and top - low.seq > 1:
+            share = 0.5 if halve else (version - low.version) / (high.version - low.version)
+            halve = not halve
+            probe = min(top - 1, max(low.seq + 1, low.seq + int((top - low.seq) * share)))
+            event = await self._first_from(subject, probe)
+            if event is None or event.seq >= high.seq:
+                top = probe
+            elif event.version > version:
+                high, top = _Mark(event.version, event.seq), probe
+            else:
+                low = _Mark(event.version, event.seq)
+        return low.seq + 1
+
+    # -- reading the stream --------------------------------------------------------------------
+
+    async def notifications(
+        self, start: int, limit: int, stop: int | None, topics: Sequence[str]
+    ) -> list[Recorded]:
+        """Events of the whole stream from sequence `start` to `stop`, at most `limit`, in order.
+
+        Of a batch, only once all of it is there.
+        """
+        up_to = 0
+        if self.replicated:
+            last = await self.last(self.any_event)
+            if last is None:
+                return []
+            up_to = last.seq
+        if stop is not None:
+            up_to = min(up_to, stop)
+        seq = max(1, start)
+        found: list[Recorded] = []
+        give_up_at = time.monotonic() + self._timeout
+        while len(found) < limit and (stop is None or seq <= stop):
+            wanted = PAGE_EVENTS if topics else min(PAGE_EVENTS, limit - len(found))
+            if stop is not None:
+                wanted = min(wanted, stop - seq + 1)
+            page, pending = await self._page(self.any_event, seq, wanted)
+            found += [
+                event
+                for event in page
+                if (not topics or event.topic in topics) and (stop is None or event.seq <= stop)
+            ]
+            if page:
+                seq = page[-1].seq + 1
+            if not pending:
+                if seq > up_to:
+                    break
+                await self._not_there_yet(give_up_at)
+        found = found[:limit]
+        if found and not self.replicated and found[-1].seq > self._whole_up_to:
+            await self._find_whole()
+            found = [event for event in found if event.seq <= self._whole_up_to]
+        return found
+
+    async def _find_whole(self) -> None:
+        """Finds out up to where batches are complete: a wedged disk shows one that is not."""
+        api = f"$JS.API.DIRECT.GET.{self.stream}"
+
+        async def ask() -> dict[str, str]:
+            try:
+                message = await self._reading.request(
+                    api, b'{"last_by_subj": ">"}', timeout=self._request_timeout
+                )
+            except NATS_FAILURES as error:
+                raise StoreUnavailable(f"{api} was not answered: {reason(error)}") from error
+            return message.headers or {}
+
+        headers = await self.patiently(ask)
+        seq = int(headers.get("Nats-Sequence", "0"))
+        if BATCH_ID in headers and BATCH_COMMIT not in headers:
+            seq -= int(headers[BATCH_SEQUENCE])
+        self._whole_up_to = max(self._whole_up_to, seq)
+
+    # -- asking --------------------------------------------------------------------------------
+
+    async def _page(self, subject: str, seq: int, limit: int) -> tuple[list[Recorded], int]:
+        return await self.patiently(
+            lambda: self._reader.page(self.stream, subject, seq, limit=limit)
+        )
+
+    async def _first_from(self, subject: str, seq: int) -> Recorded | None:
+        return await self.patiently(lambda: self._reader.first_from(self.stream, subject, seq))
+
+    async def patiently(self, ask: Callable[[], Awaitable[_T]]) -> _T:
+        """Asks again while the store does not answer, as long as the timeout lets us."""
+        give_up_at = time.monotonic() + self._timeout
+        while True:
+            try:
+                return await ask()
+            except StoreUnavailable:
+                if time.monotonic() + _PAUSE_S > give_up_at:
+                    raise
+                await asyncio.sleep(_PAUSE_S)
+
+    async def _not_there_yet(self, give_up_at: float) -> None:
+        """Waits for a replica that lags behind what the leader has acknowledged."""
+        if time.monotonic() > give_up_at:
+            raise StoreUnavailable("a replica lags too far behind its leader; try again")
+        await asyncio.sleep(_LAG_PAUSE_S)
+
+
+_PAUSE_S = 0.1
+_LAG_PAUSE_S = 0.005
+
+
+def _before_each(additions: Sequence[Addition]) -> list[int | None]:
+    """For each addition the version of the one before it on its subject."""
+    last: dict[str, int] = {}
+    before: list[int | None] = []
+    for addition in additions:
+        before.append(last.get(addition.subject))
+        last[addition.subject] = addition.version
+    return before
+
+
+def _check_topic(topic: str) -> None:
+    if not topic or topic != topic.strip() or any(c in topic for c in "\r\n\0"):
+        raise DataError(f"topic {topic!r} cannot travel as a header: blanks around it, or a break")
+    if len(topic.encode("utf-8", "replace")) > TOPIC_BYTES_MAX:
+        raise DataError(f"topic {topic[:40]!r} is longer than {TOPIC_BYTES_MAX} bytes")
+
+
+def _check_order(previous: Recorded | None, page: list[Recorded], *, from_first: bool) -> None:
+    """Raises LedgerDamaged unless each event fits the hash, and the version, of the one before."""
+    if not page:
+        return
+    if previous is not None:
+        page = [previous, *page]
+    verify_chain(GENESIS, page[:1] if from_first and previous is None else ())
+    verify_chain(bytes.fromhex(page[0].digest), page[1:])
+    for before, event in pairwise(page):
+        if event.version <= before.version:
+            raise LedgerDamaged(
+                f"{event.subject}: version {event.version} (stream sequence {event.seq}) follows "
+                f"version {before.version} (sequence {before.seq})"
+            )
+
+
+def _mark_last_skipped(end: _End, page: list[Recorded], span: Span) -> None:
+    """Remembers the last event read in vain, if any: reading starts behind it the next time."""
+    if span.gt is not None and page[0].version <= span.gt:
+        skipped = next(event for event in reversed(page) if event.version <= span.gt)
+        end.mark(skipped.version, skipped.seq)
