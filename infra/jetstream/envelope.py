@@ -113,6 +113,8 @@ def unpack(headers: Mapping[str, str] | None, body: bytes) -> Recorded:
     try:
         if headers is None:
             raise KeyError(EVENT_TYPE)
+        if len(bytes.fromhex(headers[EVENT_HASH])) != len(GENESIS):
+            raise ValueError(f"{EVENT_HASH} {headers[EVENT_HASH]!r}")
         return Recorded(
             int(headers["Nats-Sequence"]),
             headers["Nats-Subject"],
@@ -177,7 +179,7 @@ def _header_lines(raw: bytes) -> Iterable[tuple[str, str]]:
     for line in raw.split(b"\r\n")[1:]:
         name, colon, value = line.partition(b":")
         if colon:
-            yield name.strip().decode(), value.strip().decode()
+            yield name.strip().decode(errors="replace"), value.strip().decode(errors="replace")
 
 
 def _foreign(headers: Mapping[str, str], error: Exception) -> LedgerDamaged:

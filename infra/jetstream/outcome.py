@@ -9,9 +9,10 @@ one message, or one atomic batch: what is decided here holds for all of it.
   there, or the server failed to read; the code does not tell;
 - 10158 and 10210 too many batches in flight, 10176 batch incomplete, 10008, 10009, 10074 no leader
   or no resources yet, no responders, not sent at all: `Retry`. Nothing was written;
-- 10077, 10023, 10047 no room: `Full`. Nothing was written, nor will be until there is room;
-- 10053, 10054 message too large, 10199 batch too large, 10174 to 10179 and 10200 not a batch that
-  this stream takes, 10039, 10059, 10076 no JetStream or no stream: `Refused` as it stands;
+- 10077, 10023, 10047, 10002 no room in the stream, the server or the account, 10109 sealed: `Full`.
+  Nothing was written, nor will be until there is room;
+- 10053, 10054, 10097 message or headers too large, 10199 batch too large, 10174 to 10179 and 10200
+  not a batch that this stream takes: `Refused` as it stands;
 - no answer in time, connection lost, any other code: `ReadBack`, unknown until the subject was
   read.
 """
@@ -67,8 +68,8 @@ Outcome = Stored | ReadBack | Retry | Full | Refused
 
 _READ_BACK = frozenset({10071, 10164, 10201})
 _RETRY = frozenset({10158, 10210, 10176, 10008, 10009, 10074})
-_FULL = frozenset({10077, 10023, 10047})
-_REFUSED = frozenset({10053, 10054, 10174, 10175, 10177, 10179, 10199, 10200, 10039, 10059, 10076})
+_FULL = frozenset({10077, 10023, 10047, 10002, 10109})
+_REFUSED = frozenset({10053, 10054, 10097, 10174, 10175, 10177, 10179, 10199, 10200})
 
 
 def of_answer(answer: Mapping[str, Any]) -> Outcome:

@@ -183,6 +183,10 @@ def differences(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> list[str]
         found.append("allow_msg_ttl: is true, has to be false")
     if live.get("allow_rollup_hdrs"):
         found.append("allow_rollup_hdrs: is true, has to be false")
+    if live.get("no_ack"):
+        found.append("no_ack: is true, has to be false")
+    if live.get("subject_transform"):
+        found.append(f"subject_transform: is {_shown(live['subject_transform'])}, has to be absent")
     if live.get("persist_mode") == "async":
         found.append("persist_mode: is async, has to be the default")
     partitions = (live.get("metadata") or {}).get("ledger.partitions")
