@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from nats.nuid import NUID
 
+from infra.jetstream import JetStreamDatastore
+from tests.infra.jetstream.library import OpenDatastore
 from tests.infra.jetstream.nats_process import NatsProcess
 
 
@@ -37,3 +39,17 @@ def nats_url(request: pytest.FixtureRequest, shared_server: NatsProcess) -> str:
 def prefix() -> str:
     """A namespace of streams that no other test has."""
     return NUID().next().decode()
+
+
+@pytest.fixture
+def open_datastore(nats_url: str, prefix: str) -> Iterator[OpenDatastore]:
+    """Opens the test's streams, each time as one more process would."""
+    opened: list[JetStreamDatastore] = []
+
+    def open_one() -> JetStreamDatastore:
+        opened.append(JetStreamDatastore(nats_url, prefix))
+        return opened[-1]
+
+    yield open_one
+    for datastore in opened:
+        datastore.close()

@@ -1,16 +1,29 @@
-"""What the library's own test cases need in order to run on JetStream."""
+"""What tests of the recorders have in common, the library's own cases among them."""
 
 from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from typing import ClassVar
 from unittest import TestCase
 from unittest.mock import patch
+from uuid import UUID
 
+from eventsourcing.persistence import AggregateRecorder, StoredEvent
 from nats.nuid import NUID
 
 from infra.jetstream import JetStreamDatastore
+
+OpenDatastore = Callable[[], JetStreamDatastore]
+
+
+def event(id: UUID | str, version: int, state: bytes = b"{}", topic: str = "t") -> StoredEvent:
+    return StoredEvent(id, version, topic, state)
+
+
+def versions(recorder: AggregateRecorder, id: UUID | str) -> list[int]:
+    return [stored.originator_version for stored in recorder.select_events(id)]
 
 
 class OnJetStream(TestCase):
