@@ -21,6 +21,7 @@ from infra.jetstream.errors import StoreUnavailable
 from infra.jetstream.store import Store
 from infra.jetstream.topology import Topology
 from infra.settings import Settings
+from services.audit import AuditService
 from services.commands import CommandService
 from services.conversations import Conversations
 from services.endpoint import Outbox
@@ -28,7 +29,7 @@ from services.queries import QueryService
 
 log = logging.getLogger(__name__)
 
-SERVICES = ("commands", "queries")
+SERVICES = ("commands", "queries", "audit")
 """What `serve` can run."""
 
 STORE_WITHIN_S = 30.0
@@ -54,13 +55,19 @@ class Process:
     """The services of one process, running; see `running`."""
 
     def __init__(
-        self, store: Store, conversations: Conversations, outbox: Outbox, settings: Settings
+        self,
+        store: Store,
+        conversations: Conversations,
+        outbox: Outbox,
+        settings: Settings,
+        reading: Client,
     ) -> None:
         self.store = store
         self.conversations = conversations
         self.settings = settings
         self.commands = CommandService(conversations, outbox)
         self.queries = QueryService(conversations, outbox)
+        self.audit = AuditService(store, reading, outbox, window_size=settings.window_size)
 
 
 @contextlib.asynccontextmanager
@@ -89,17 +96,20 @@ async def running(
             cache_bytes=settings.cache_bytes,
         )
         outbox = Outbox(writing)
-        process = Process(store, conversations, outbox, settings)
+        process = Process(store, conversations, outbox, settings, reading)
         if "commands" in services:
             await process.commands.start(serving)
         if "queries" in services:
             await process.queries.start(serving)
+        if "audit" in services:
+            await process.audit.start(serving)
         try:
             yield process
         finally:
             if serving.is_connected:
                 await serving.drain()
             await process.queries.idle()
+            await process.audit.idle()
             await conversations.close()
             await process.commands.idle()
             await outbox.close()

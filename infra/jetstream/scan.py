@@ -1,0 +1,211 @@
+"""Reading a stream as it lies there: every message with all its headers, in bulk, judging nothing.
+
+For those who check the record rather than use it: a message that is no event of a ledger is
+yielded like any other. Through an ephemeral pull consumer (ADR-13) without acknowledgements, in
+memory; two requests are outstanding at a time, which bounds what is held here (`REQUEST_EVENTS`
+and `REQUEST_BYTES` each, twice). In order, each message once; a lost consumer or connection is
+picked up again behind the last message yielded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncGenerator, Mapping
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from infra.jetstream.errors import NATS_FAILURES, StoreUnavailable, reason
+from infra.jetstream.topology import call
+
+REQUEST_EVENTS = 1_000
+REQUEST_BYTES = 8_000_000
+REQUEST_EXPIRES_S = 30.0
+SILENCE_MAX_S = 5.0
+"""Without a message for this long the consumer is taken for lost, and another one is made."""
+
+_ATTEMPTS = 5
+_CONSUMER_INACTIVE_S = 30
+_NS = 1_000_000_000
+
+
+class Stored(NamedTuple):
+    """One message of a stream. `time_ns` is when the server stored it, since 1970."""
+
+    seq: int
+    subject: str
+    headers: Mapping[str, str]
+    time_ns: int
+    body: bytes
+
+    @property
+    def time(self) -> str:
+        """When the server stored it: RFC 3339 in UTC, with nanoseconds."""
+        seconds, nanoseconds = divmod(self.time_ns, _NS)
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z"
+
+
+async def scan(
+    nc: Client, stream: str, *, subject: str = ">", from_seq: int = 1
+) -> AsyncGenerator[list[Stored], None]:
+    """The messages on `subject` (wildcards allowed) from `from_seq` on, oldest first, in blocks.
+
+    Ends when it has reached what was the end by then. Raises StoreUnavailable.
+    """
+    attempts = 0
+    while True:
+        feed = _Feed(nc, stream, subject, from_seq)
+        try:
+            await feed.begin()
+            while not feed.ended:
+                block = await feed.next_block()
+                from_seq = block[-1].seq + 1
+                attempts = 0
+                yield block
+            return
+        except StoreUnavailable:
+            attempts += 1
+            if attempts == _ATTEMPTS:
+                raise
+            await asyncio.sleep(0.1 * attempts)
+        finally:
+            await feed.close()
+
+
+class _Feed:
+    """One consumer, and what has come from it."""
+
+    def __init__(self, nc: Client, stream: str, subject: str, from_seq: int) -> None:
+        self._nc = nc
+        self._stream = stream
+        self._subject = subject
+        self._from_seq = from_seq
+        self._consumer = ""
+        self._subscription: Subscription | None = None
+        self._inbox = nc.new_inbox()
+        self._arrived: list[Stored] = []
+        self._wake = asyncio.Event()
+        self._left: list[int] = []  # messages still to come, for each request outstanding
+        self._delivered = 0
+        self._pending = 0
+        self._lost: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether everything there was has been handed out."""
+        return self._pending == 0 and not self._arrived
+
+    async def begin(self) -> None:
+        """Makes the consumer and asks for the first messages."""
+        config = {
+            "deliver_policy": "by_start_sequence",
+            "opt_start_seq": self._from_seq,
+            "ack_policy": "none",
+            "replay_policy": "instant",
+            "filter_subject": self._subject,
+            "mem_storage": True,
+            "num_replicas": 1,
+            "inactive_threshold": _CONSUMER_INACTIVE_S * _NS,
+        }
+        answer = await call(
+            self._nc,
+            f"CONSUMER.CREATE.{self._stream}",
+            {"stream_name": self._stream, "config": config},
+        )
+        if "error" in answer:
+            raise StoreUnavailable(
+                f"reading {self._stream} failed: {answer['error'].get('description')}"
+            )
+        self._consumer = answer["name"]
+        self._pending = answer["num_pending"]
+        if self._pending:
+            self._subscription = await self._nc.subscribe(self._inbox, cb=self._on_message)
+            await self._ask()
+
+    async def next_block(self) -> list[Stored]:
+        """What has arrived since the last one, at least one message."""
+        heard = time.monotonic()
+        while not self._arrived:
+            if self._lost is not None:
+                raise StoreUnavailable(f"reading {self._stream} broke off: {self._lost}")
+            self._wake.clear()
+            await self._ask()
+            try:
+                await asyncio.wait_for(self._wake.wait(), SILENCE_MAX_S)
+            except TimeoutError:
+                silent_s = time.monotonic() - heard
+                raise StoreUnavailable(
+                    f"{self._stream} has sent nothing for {silent_s:.0f} s, "
+                    f"{self._pending} messages were due: check the server, then try again"
+                ) from None
+        block, self._arrived = self._arrived, []
+        await self._ask()
+        return block
+
+    async def close(self) -> None:
+        """Gives the consumer up."""
+        if not self._consumer:
+            return
+        with contextlib.suppress(*NATS_FAILURES, StoreUnavailable):
+            if self._subscription is not None:
+                await self._subscription.unsubscribe()
+            await self._nc.publish(f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._consumer}")
+
+    async def _ask(self) -> None:
+        """Keeps two requests outstanding."""
+        body = json.dumps(
+            {
+                "batch": REQUEST_EVENTS,
+                "max_bytes": REQUEST_BYTES,
+                "expires": int(REQUEST_EXPIRES_S * _NS),
+            }
+        ).encode()
+        try:
+            while self._pending and len(self._left) < 2:
+                await self._nc.publish(
+                    f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}",
+                    body,
+                    reply=self._inbox,
+                )
+                self._left.append(REQUEST_EVENTS)
+        except NATS_FAILURES as error:
+            raise StoreUnavailable(
+                f"reading {self._stream} broke off ({reason(error)}): try again"
+            ) from error
+
+    async def _on_message(self, message: Msg) -> None:
+        headers: Mapping[str, str] = message.headers or {}
+        if "Status" in headers and not message.reply.startswith("$JS.ACK."):
+            self._request_ended(headers)
+            return
+        tokens = message.reply.split(".")
+        first = 5 if len(tokens) == 9 else 7  # with a domain and an account in it, by ADR-15
+        seq, delivered, time_ns, pending = map(int, tokens[first : first + 4])
+        if delivered != self._delivered + 1:
+            self._lost = "a message got lost on the way"
+        if self._lost is None:
+            self._delivered = delivered
+            self._pending = pending
+            self._arrived.append(Stored(seq, message.subject, headers, time_ns, message.data))
+            self._left[0] -= 1
+            if self._left[0] == 0:
+                self._left.pop(0)
+        self._wake.set()
+
+    def _request_ended(self, headers: Mapping[str, Any]) -> None:
+        """A request ended before it was full: by its bytes or its time, or with its consumer."""
+        status = headers["Status"]
+        said = str(headers.get("Description", ""))
+        if status == "100":
+            return
+        if self._left:
+            self._left.pop(0)
+        if status in ("404", "503") or "Deleted" in said or "Leadership" in said:
+            self._lost = f"{status} {said}".rstrip()
+        self._wake.set()

@@ -1,0 +1,1 @@
+"""What an auditor is shown: each event with the state it led to, and what changed between two."""
