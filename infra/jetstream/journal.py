@@ -375,9 +375,12 @@ class Journal:
             if last is None or last.version <= version:
                 return None
             high = _Mark(last.version, last.seq)
-        return await self._search(subject, version, low, high)
+        low = await self._search(subject, version, low, high)
+        end.mark(low.version, low.seq)
+        return low.seq + 1
 
-    async def _search(self, subject: str, version: int, low: _Mark, high: _Mark) -> int:
+    async def _search(self, subject: str, version: int, low: _Mark, high: _Mark) -> _Mark:
+        """The event at or before `version` that is behind `low` and nearest to it, or almost."""
         top = high.seq  # nothing of the subject is between here and `high`
         halve = False
         while version - low.version > DISCARD_MAX and top - low.seq > 1:
@@ -391,7 +394,7 @@ class Journal:
                 high, top = _Mark(event.version, event.seq), probe
             else:
                 low = _Mark(event.version, event.seq)
-        return low.seq + 1
+        return low
 
     # -- reading the stream --------------------------------------------------------------------
 
