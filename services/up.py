@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nats.aio.client import Client
@@ -25,6 +25,9 @@ from infra.supervision import STATUS_FILE, Child, Program, State, Supervisor
 
 WORKER = (sys.executable, "-P", "-m", "services.cli", "serve", "commands", "queries")
 """Told by its environment where NATS is."""
+
+BESIDE = {"audit": (*WORKER[:-2], "audit")}
+"""Further processes by name, each running services of its own. The ledger is ready without them."""
 
 ANSWERING = ("convo-commands", "convo-queries")
 """The micro services that must answer a ping before the ledger counts as ready."""
@@ -68,7 +71,13 @@ class Wish:
                 loop.remove_signal_handler(number)
 
 
-async def up(settings: Settings, *, workers: int, worker: Sequence[str] = WORKER) -> int:
+async def up(
+    settings: Settings,
+    *,
+    workers: int,
+    worker: Sequence[str] = WORKER,
+    beside: Mapping[str, Sequence[str]] = BESIDE,
+) -> int:
     """Runs the ledger in the foreground; returns the exit status once everything has stopped.
 
     0 after Ctrl-C or SIGTERM; 1, with one line on standard error, when it could not start: the data
@@ -77,7 +86,7 @@ async def up(settings: Settings, *, workers: int, worker: Sequence[str] = WORKER
     wish = Wish()
     try:
         with wish.listening(), own(settings.data_dir):
-            await Ledger(settings, workers, worker, wish).run()
+            await Ledger(settings, workers, worker, beside, wish).run()
     except (ConnectionRefused, DataDirInUse, DataDirUnusable, NotReady, ServerFailed) as error:
         print(f"convo up: {error}", file=sys.stderr, flush=True)
         return 1
@@ -87,11 +96,19 @@ async def up(settings: Settings, *, workers: int, worker: Sequence[str] = WORKER
 class Ledger:
     """The processes of one `convo up`."""
 
-    def __init__(self, settings: Settings, workers: int, worker: Sequence[str], wish: Wish) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        workers: int,
+        worker: Sequence[str],
+        beside: Mapping[str, Sequence[str]],
+        wish: Wish,
+    ) -> None:
         assert workers >= 1, "a ledger without workers answers nobody"
         self.settings = settings
         self.names = [f"worker-{number}" for number in range(1, workers + 1)]
         self.worker = worker
+        self.beside = beside
         self.wish = wish
         self.status_file = settings.data_dir / STATUS_FILE
         self.supervisor = Supervisor(self.status_file)
@@ -132,6 +149,8 @@ class Ledger:
                 self.supervisor.start(Program(name, self.worker, environment))
                 for name in self.names
             ]
+            for name, command in self.beside.items():
+                self.supervisor.start(Program(name, command, environment))
             await self._answering(client, children)
             version = client.connected_server_version
         finally:
@@ -180,7 +199,7 @@ class Ledger:
 
     async def _stop(self) -> None:
         hurry = self.wish.hurry
-        await self.supervisor.stop(self.names, within=DRAIN_TIMEOUT_S, hurry=hurry)
+        await self.supervisor.stop([*self.names, *self.beside], within=DRAIN_TIMEOUT_S, hurry=hurry)
         if self.server:
             await self.server.stop(hurry=hurry)
         with contextlib.suppress(OSError):

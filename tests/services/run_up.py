@@ -14,4 +14,4 @@ STAND_IN = Path(__file__).with_name("stand_in_worker.py")
 if __name__ == "__main__":
     folder, workers, *plan = sys.argv[1:]
     worker = (sys.executable, str(STAND_IN), folder, *plan)
-    sys.exit(asyncio.run(up(Settings(), workers=int(workers), worker=worker)))
+    sys.exit(asyncio.run(up(Settings(), workers=int(workers), worker=worker, beside={})))
