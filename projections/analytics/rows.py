@@ -1,0 +1,342 @@
+"""Events to rows: what one event adds to the tables, and what it makes of its conversation's row.
+
+Pure: the same events give the same rows, wherever they come from. What must be known about a
+conversation before its next event can be folded is its row in `conversations`, and nothing else:
+a projector that starts again reads those rows back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from pydantic_core import from_json, to_json
+
+from domain.events import (
+    ABSENT,
+    ContextUpdated,
+    ConversationEvent,
+    ConversationStarted,
+    ConversationTitled,
+    MessageAppended,
+    SessionReset,
+    UsageRecorded,
+    merged,
+)
+from domain.identity import ConversationId
+from domain.messages import Content, JSONObject, texts_of
+
+from .pricing import Cost, cost_of
+
+
+class Received(NamedTuple):
+    """One event with its place in the ledger: `body` is its stored JSON, `hash` its chain hash."""
+
+    event: ConversationEvent
+    partition: int
+    seq: int
+    hash: str
+    body: bytes
+
+
+@dataclass(slots=True)
+class ConversationRow:
+    """One row of `conversations`. Mutable: each event of the conversation is folded into it."""
+
+    tenant_id: str
+    conversation_id: str
+    user_id: str | None = None
+    title: str | None = None
+    status: str = "active"
+    model: str | None = None
+    created_at: datetime | None = None
+    last_activity: datetime | None = None
+    version: int = 0
+    message_count: int = 0
+    sessions: int = 1
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    cost_usd: Decimal | None = None
+    context: JSONObject = field(default_factory=dict)
+    metadata: JSONObject = field(default_factory=dict)
+
+    def values(self) -> tuple[Any, ...]:
+        """The row in the order of `CONVERSATIONS`."""
+        return (
+            self.tenant_id,
+            self.conversation_id,
+            self.user_id,
+            self.title,
+            self.status,
+            self.model,
+            self.created_at,
+            self.last_activity,
+            self.version,
+            self.message_count,
+            self.sessions,
+            self.prompt_tokens,
+            self.completion_tokens,
+            self.total_tokens,
+            self.cost_usd,
+            json_text(self.context),
+            json_text(self.metadata),
+        )
+
+
+EVENTS = (
+    "tenant_id",
+    "conversation_id",
+    "partition",
+    "seq",
+    "version",
+    "type",
+    "time",
+    "actor",
+    "command_id",
+    "data",
+    "hash",
+)
+MESSAGES = (
+    "tenant_id",
+    "conversation_id",
+    "message_id",
+    "version",
+    "seq",
+    "role",
+    "content",
+    "chars",
+    "name",
+    "created_at",
+    "session",
+    "edited_at",
+    "redacted_at",
+    "streaming",
+    "tool_calls",
+    "metadata",
+)
+USAGE = (
+    "tenant_id",
+    "conversation_id",
+    "seq",
+    "version",
+    "time",
+    "session",
+    "model",
+    "provider",
+    "message_id",
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "uncached_tokens",
+    "cached_tokens",
+    "cache_write_tokens",
+    "reasoning_tokens",
+    "cost_usd",
+    "cost_source",
+    "price_version",
+)
+CONVERSATIONS = (
+    "tenant_id",
+    "conversation_id",
+    "user_id",
+    "title",
+    "status",
+    "model",
+    "created_at",
+    "last_activity",
+    "version",
+    "message_count",
+    "sessions",
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "cost_usd",
+    "context",
+    "metadata",
+)
+
+Row = tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class Rows:
+    """What a batch of events adds: new rows by table, oldest first, in the order of the columns
+    above. Of `conversations` it holds the rows that the batch changed, as they are after it."""
+
+    events: list[Row] = field(default_factory=list)
+    messages: list[Row] = field(default_factory=list)
+    usage: list[Row] = field(default_factory=list)
+    conversations: dict[str, ConversationRow] = field(default_factory=dict)
+
+    def fold(
+        self,
+        received: Received,
+        conversation: ConversationRow,
+        price: Callable[[UsageRecorded], Cost] = cost_of,
+    ) -> None:
+        """Takes in the next event of `conversation`, which it changes. The one fold.
+
+        Checks nothing. An event of a type that shows in no other table still is a row of `events`.
+        """
+        event = received.event
+        tenant_id, conversation_id = conversation.tenant_id, conversation.conversation_id
+        self.events.append(
+            (
+                tenant_id,
+                conversation_id,
+                received.partition,
+                received.seq,
+                event.originator_version,
+                event.TOPIC,
+                event.timestamp,
+                event.actor,
+                event.command_id,
+                data_of(received.body),
+                received.hash,
+            )
+        )
+        match event:
+            case MessageAppended():
+                conversation.message_count += 1
+                self.messages.append(
+                    (
+                        tenant_id,
+                        conversation_id,
+                        event.message_id,
+                        event.originator_version,
+                        received.seq,
+                        event.role,
+                        content_text(event.content),
+                        chars_of(event.content),
+                        event.name,
+                        time_of(event),
+                        conversation.sessions,
+                        None,
+                        None,
+                        False,
+                        None if event.tool_calls is None else json_text(event.tool_calls),
+                        json_text(event.metadata),
+                    )
+                )
+            case UsageRecorded():
+                self._use(event, received.seq, conversation, price(event))
+            case SessionReset():
+                conversation.sessions += 1
+            case ConversationStarted():
+                _begin(conversation, event)
+            case ContextUpdated():
+                _merge(conversation, event)
+            case ConversationTitled():
+                conversation.title = event.title
+        conversation.version = event.originator_version
+        conversation.last_activity = event.timestamp
+        self.conversations[event.originator_id] = conversation
+
+    def _use(
+        self, event: UsageRecorded, seq: int, conversation: ConversationRow, cost: Cost
+    ) -> None:
+        prompt, completion = event.prompt_tokens, event.completion_tokens
+        cached, written = event.cached_tokens or 0, event.cache_write_tokens or 0
+        conversation.prompt_tokens += prompt
+        conversation.completion_tokens += completion
+        conversation.total_tokens += prompt + completion
+        if cost.usd is not None:
+            conversation.cost_usd = (conversation.cost_usd or Decimal(0)) + cost.usd
+        self.usage.append(
+            (
+                conversation.tenant_id,
+                conversation.conversation_id,
+                seq,
+                event.originator_version,
+                event.timestamp,
+                conversation.sessions,
+                event.model,
+                event.provider,
+                event.message_id,
+                prompt,
+                completion,
+                prompt + completion,
+                prompt - cached - written,
+                event.cached_tokens,
+                event.cache_write_tokens,
+                event.reasoning_tokens,
+                cost.usd,
+                cost.source,
+                cost.price_version,
+            )
+        )
+
+
+def new_conversation(key: str) -> ConversationRow:
+    """The row of a conversation before its first event; `key` is that of its ConversationId."""
+    return ConversationRow(*ConversationId.from_key(key))
+
+
+def _begin(row: ConversationRow, event: ConversationStarted) -> None:
+    row.created_at = event.timestamp
+    row.user_id = event.user_id
+    row.title = event.title
+    row.model = event.model
+    row.context = merged({}, event.context)
+    row.metadata = merged({}, event.metadata)
+
+
+def _merge(row: ConversationRow, event: ContextUpdated) -> None:
+    if event.user_id is not ABSENT:
+        row.user_id = event.user_id
+    if event.title is not ABSENT:
+        row.title = event.title
+    if event.model is not ABSENT:
+        row.model = event.model
+    row.context = merged(row.context, event.context)
+    row.metadata = merged(row.metadata, event.metadata)
+
+
+# The values of columns.
+
+
+def json_text(value: object) -> str:
+    """The value as compact JSON."""
+    return to_json(value).decode() if value else ("[]" if isinstance(value, list) else "{}")
+
+
+def content_text(content: Content) -> str | None:
+    """What the column `content` holds: the text itself, or the parts as JSON; None for null."""
+    return json_text(content) if isinstance(content, list) else content
+
+
+def chars_of(content: Content) -> int:
+    """The code points of the text in the content, over its text parts; 0 for null."""
+    if isinstance(content, str):
+        return len(content)
+    return sum(map(len, texts_of(content)))
+
+
+def time_of(event: MessageAppended) -> datetime:
+    """When it was said: `created_at` where the message has one that a table can hold, else the
+    event's time."""
+    if event.created_at is None:
+        return event.timestamp
+    try:
+        return datetime.fromisoformat(event.created_at).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return event.timestamp
+
+
+_DATA = b',"data":'
+
+
+def data_of(body: bytes) -> str:
+    """The event's `data` as JSON text, as it is stored.
+
+    The mapper writes it last, behind values without braces, and then it is cut out. A body that
+    another program wrote in another order is parsed.
+    """
+    start = body.find(_DATA)
+    if start > 0 and body.endswith(b"}}") and body.count(b"{", 0, start) == 1:
+        return body[start + len(_DATA) : -1].decode()
+    return json_text(from_json(body)["data"])

@@ -1,0 +1,373 @@
+"""The tables in DuckDB: the library's tracking-recorder port, and the rows that commit with it.
+
+One file, one writing process (DuckDB locks it). Everything that is written goes through one
+transaction together with its tracking: `application_name` is the name of the events stream and
+`notification_id` the stream sequence, so that a batch is in the tables once or not at all.
+
+A datastore is locked down when it opens: its connections reach no file but the datastore's own, no
+network and no extension, and no setting can be changed any more. Reading goes on beside the writer,
+each cursor in a thread and a transaction of its own, on a consistent snapshot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+import pyarrow as pa
+from eventsourcing.persistence import (
+    DatabaseError,
+    DataError,
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    NotSupportedError,
+    OperationalError,
+    PersistenceError,
+    ProgrammingError,
+    Tracking,
+    TrackingRecorder,
+)
+from pydantic_core import from_json
+
+from domain.identity import ConversationId
+
+from .rows import CONVERSATIONS, EVENTS, MESSAGES, USAGE, ConversationRow, Row, Rows
+from .schema import MIGRATIONS
+
+log = logging.getLogger(__name__)
+
+MEMORY_BYTES: Final = 1 << 30
+THREADS: Final = 2
+
+
+class NewerSchema(OperationalError):
+    """The file was written by a newer release."""
+
+
+class RebuildNeeded(OperationalError):
+    """The file's schema cannot be brought up to date in place."""
+
+
+_ERRORS: Final[tuple[tuple[type[Exception], type[PersistenceError]], ...]] = (
+    (duckdb.IntegrityError, IntegrityError),
+    (duckdb.DataError, DataError),
+    (duckdb.OperationalError, OperationalError),
+    (duckdb.InternalError, InternalError),
+    (duckdb.NotSupportedError, NotSupportedError),
+    (duckdb.ProgrammingError, ProgrammingError),
+    (duckdb.DatabaseError, DatabaseError),
+    (duckdb.Error, InterfaceError),
+)
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Raises DuckDB's errors as those of the library (PEP 249 names), the driver's as cause."""
+    try:
+        yield
+    except duckdb.Error as error:
+        for ours, theirs in _ERRORS:
+            if isinstance(error, ours):
+                raise theirs(str(error)) from error
+        raise
+
+
+class DuckDBDatastore:
+    """One DuckDB file, open for writing and locked down. `path` None: in memory.
+
+    Raises OperationalError where the file cannot be opened, another process has it, say.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        memory_bytes: int = MEMORY_BYTES,
+        threads: int = THREADS,
+        extensions: Sequence[Path] = (),
+    ) -> None:
+        self.path = path
+        with translated():
+            self._root = duckdb.connect(
+                ":memory:" if path is None else str(path),
+                config={
+                    "memory_limit": f"{memory_bytes}B",
+                    "threads": threads,
+                    "temp_directory": "",  # a query that outgrows its memory ends
+                    "preserve_insertion_order": "false",
+                    "python_enable_replacements": "false",
+                    "autoinstall_known_extensions": "false",
+                    "autoload_known_extensions": "false",
+                },
+            )
+            for extension in extensions:
+                self._root.load_extension(str(extension))
+            self._root.execute("SET GLOBAL TimeZone = 'UTC'")
+            self._root.execute("SET enable_external_access = false")
+            self._root.execute("SET lock_configuration = true")
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection of its own to the same data; for one thread at a time."""
+        with translated():
+            return self._root.cursor()
+
+    def close(self) -> None:
+        """Writes what is in the log into the file, and lets go of it."""
+        with contextlib.suppress(duckdb.Error):
+            self._root.execute("CHECKPOINT")
+        self._root.close()
+
+
+class DuckDBTrackingRecorder(TrackingRecorder):
+    """Tracking in DuckDB: for each application the highest notification id, nothing else."""
+
+    def __init__(self, datastore: DuckDBDatastore) -> None:
+        self.datastore = datastore
+        self._connection = datastore.cursor()
+        self._lock = threading.RLock()
+
+    def create_table(self) -> None:
+        """Creates the table `tracking` where it is missing."""
+        with self.transaction() as connection:
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS tracking ("
+                "application_name VARCHAR PRIMARY KEY, notification_id BIGINT NOT NULL)"
+            )
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """The recorder's connection in a transaction: committed at the end of the block, rolled
+        back when it raises."""
+        with self._lock, translated():
+            self._connection.begin()
+            try:
+                yield self._connection
+                self._connection.commit()
+            except BaseException:
+                with contextlib.suppress(duckdb.Error):
+                    self._connection.rollback()
+                raise
+
+    def insert_tracking(self, tracking: Tracking) -> None:
+        """Records a tracking object; IntegrityError unless it is behind those recorded."""
+        with self.transaction():
+            self._insert_tracking(tracking)
+
+    def _insert_tracking(self, tracking: Tracking) -> None:
+        moved = self._connection.execute(
+            "INSERT INTO tracking VALUES ($1, $2) ON CONFLICT (application_name) DO UPDATE "
+            "SET notification_id = excluded.notification_id "
+            "WHERE tracking.notification_id < excluded.notification_id RETURNING notification_id",
+            [tracking.application_name, tracking.notification_id],
+        ).fetchall()
+        if not moved:
+            raise IntegrityError(
+                f"notification {tracking.notification_id} of {tracking.application_name} "
+                "was processed before"
+            )
+
+    def max_tracking_id(self, application_name: str) -> int | None:
+        """The highest notification id recorded for the application; None without any."""
+        return self.positions().get(application_name)
+
+    def positions(self) -> dict[str, int]:
+        """The highest notification id of every application that has one."""
+        with self._lock, translated():
+            return dict(
+                self._connection.execute(
+                    "SELECT application_name, notification_id FROM tracking"
+                ).fetchall()
+            )
+
+    def close(self) -> None:
+        """Gives the connection back; the datastore stays open."""
+        self._connection.close()
+
+
+_TEXT = pa.string()
+_TIME = pa.timestamp("us")
+_INT = pa.int64()
+_SUM = pa.decimal128(38, 0)
+
+_TYPES: Final[dict[str, pa.DataType]] = {
+    "partition": pa.int32(),
+    "seq": _INT,
+    "version": _INT,
+    "time": _TIME,
+    "created_at": _TIME,
+    "last_activity": _TIME,
+    "edited_at": _TIME,
+    "redacted_at": _TIME,
+    "streaming": pa.bool_(),
+    "chars": _INT,
+    "session": _INT,
+    "sessions": _INT,
+    "message_count": _INT,
+    "prompt_tokens": _INT,
+    "completion_tokens": _INT,
+    "total_tokens": _INT,
+    "uncached_tokens": _INT,
+    "cached_tokens": _INT,
+    "cache_write_tokens": _INT,
+    "reasoning_tokens": _INT,
+    "cost_usd": pa.decimal128(18, 9),
+}
+
+
+def _arrow_schema(columns: Sequence[str], **others: pa.DataType) -> pa.Schema:
+    return pa.schema([(name, {**_TYPES, **others}.get(name, _TEXT)) for name in columns])
+
+
+_SCHEMAS: Final = {
+    "events": _arrow_schema(EVENTS),
+    "messages": _arrow_schema(MESSAGES),
+    "usage": _arrow_schema(USAGE),
+    "conversations": _arrow_schema(
+        CONVERSATIONS,
+        prompt_tokens=_SUM,
+        completion_tokens=_SUM,
+        total_tokens=_SUM,
+        cost_usd=pa.decimal128(38, 9),
+    ),
+}
+
+_KEYS: Final = pa.schema([("tenant_id", _TEXT), ("conversation_id", _TEXT)])
+
+
+def _arrow(table: str, rows: Iterable[Row]) -> pa.Table:
+    schema = _SCHEMAS[table]
+    columns = zip(*rows, strict=True)
+    return pa.Table.from_arrays(
+        [pa.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)],
+        schema=schema,
+    )
+
+
+class AnalyticsView(DuckDBTrackingRecorder):
+    """The tables of the contract: written in batches, each with its tracking in one transaction."""
+
+    def __init__(self, datastore: DuckDBDatastore) -> None:
+        super().__init__(datastore)
+        self.create_table()
+        self.migrate()
+
+    def migrate(self) -> None:
+        """Brings the file's schema up to date, one migration per transaction.
+
+        Raises NewerSchema, or RebuildNeeded at a migration that cannot be made in place.
+        """
+        with self.transaction() as connection:
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS schema_migrations (number INTEGER PRIMARY KEY)"
+            )
+        with self._lock, translated():
+            found = self._connection.execute("SELECT max(number) FROM schema_migrations").fetchone()
+        version = (found and found[0]) or 0
+        if version > MIGRATIONS[-1].number:
+            raise NewerSchema(
+                f"{self.datastore.path} has schema {version}, this release knows "
+                f"{MIGRATIONS[-1].number}: upgrade this process, or remove the file and have it "
+                "built anew"
+            )
+        for migration in MIGRATIONS:
+            if migration.number <= version:
+                continue
+            if migration.statements is None:
+                if version:
+                    raise RebuildNeeded(
+                        f"{self.datastore.path} has schema {version}; schema {migration.number} "
+                        "needs the file to be built anew"
+                    )
+                continue
+            with self.transaction() as connection:
+                for statement in migration.statements:
+                    connection.execute(statement)
+                connection.execute("INSERT INTO schema_migrations VALUES (?)", [migration.number])
+            log.info("analytics schema %d", migration.number)
+
+    def write(self, rows: Rows, tracking: Tracking) -> None:
+        """Adds a batch of rows with its tracking, all or nothing.
+
+        Raises IntegrityError when the batch, or one behind it, was written before.
+        """
+        changed = [row.values() for row in rows.conversations.values()]
+        with self.transaction() as connection:
+            self._insert_tracking(tracking)
+            for table, added in (
+                ("events", rows.events),
+                ("messages", rows.messages),
+                ("usage", rows.usage),
+                ("conversations", changed),
+            ):
+                if added:
+                    connection.register("batch", _arrow(table, added))
+                    either = "OR REPLACE " if table == "conversations" else ""
+                    connection.execute(f"INSERT {either}INTO {table} SELECT * FROM batch")  # noqa: S608 (our names)
+                    connection.unregister("batch")
+
+    def hash_at(self, partition: int, seq: int) -> str | None:
+        """The chain hash of the event at that place in the ledger; None where there is none."""
+        with self._lock, translated():
+            found = self._connection.execute(
+                "SELECT hash FROM events WHERE partition = ? AND seq = ?", [partition, seq]
+            ).fetchone()
+        return found[0] if found else None
+
+    def conversations(self, ids: Iterable[ConversationId]) -> dict[str, ConversationRow]:
+        """The rows of those conversations that have one, by the key of their ids."""
+        wanted = list(ids)
+        if not wanted:
+            return {}
+        tenants, conversations = zip(*wanted, strict=True)
+        keys = pa.Table.from_arrays(
+            [pa.array(tenants, _TEXT), pa.array(conversations, _TEXT)], schema=_KEYS
+        )
+        with self.transaction() as connection:
+            connection.register("batch", keys)
+            found = connection.execute(
+                f"SELECT {', '.join(CONVERSATIONS)} FROM conversations "  # noqa: S608 (our names)
+                "SEMI JOIN batch USING (tenant_id, conversation_id)"
+            ).fetchall()
+            connection.unregister("batch")
+        rows = [_conversation(values) for values in found]
+        return {ConversationId(row.tenant_id, row.conversation_id).key: row for row in rows}
+
+
+def _conversation(values: tuple[Any, ...]) -> ConversationRow:
+    row = ConversationRow(*values)
+    row.created_at = row.created_at and row.created_at.replace(tzinfo=UTC)
+    row.last_activity = row.last_activity and row.last_activity.replace(tzinfo=UTC)
+    row.context = from_json(values[-2])
+    row.metadata = from_json(values[-1])
+    return row
+
+
+DIGESTED: Final = {
+    "events": "partition, seq",
+    "messages": "tenant_id, conversation_id, version",
+    "usage": "tenant_id, conversation_id, version",
+    "conversations": "tenant_id, conversation_id",
+    "tracking": "application_name",
+}
+"""The tables that a rebuild must give again, and what tells their rows apart."""
+
+
+def digests(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
+    """A digest of each table's rows, whatever their order: `<rows>:<hash>`."""
+    found = {}
+    with translated():
+        for table in DIGESTED:
+            row = connection.execute(
+                f"SELECT count(*), coalesce(sum(hash({table})::HUGEINT), 0), "  # noqa: S608 (our names)
+                f"coalesce(bit_xor(hash({table})), 0) FROM {table}"
+            ).fetchone()
+            assert row is not None
+            found[table] = f"{row[0]}:{row[1]:x}-{row[2]:x}"
+    return found

@@ -1,0 +1,357 @@
+"""The projector: follows the ledger and folds it into the analytics tables, in a thread of its own.
+
+Each batch is rows and tracking in one transaction, so that a restart goes on exactly behind what is
+in the tables. A store or a disk that fails for a while is tried again; an event that cannot be
+understood stops the projector in front of it, in a state that says why, and nothing behind it is
+lost: a release that understands it goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final, cast
+
+from eventsourcing.persistence import OperationalError, StoredEvent, Tracking
+from nats.aio.client import Client
+
+from domain.identity import ConversationId
+from domain.mapper import ConversationMapper
+from infra.jetstream.envelope import Recorded, unpack_stored
+from infra.jetstream.errors import LedgerDamaged, StoreUnavailable
+
+# The feed of the library's subscriptions asks of its owner no more than an `_Intake` has.
+from infra.jetstream.subscription import JetStreamSubscription, _Feed
+from infra.jetstream.topology import Topology, call
+from projections.analytics.rows import ConversationRow, Received, Rows, new_conversation
+from projections.analytics.view import AnalyticsView
+
+log = logging.getLogger(__name__)
+
+BATCH_EVENTS: Final = 10_000
+BACKLOG_EVENTS_MAX: Final = 30_000
+CONVERSATIONS_CACHED: Final = 50_000
+RETRY_S: Final = 1.0
+
+_NO_MESSAGE: Final = 10037
+
+
+class State(StrEnum):
+    """`stopped`: for a reason that only an operator or another release can remove."""
+
+    FOLLOWING = "following"
+    RETRYING = "retrying"
+    STOPPED = "stopped"
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far the projector is. Written by its thread, read by others."""
+
+    state: State = State.FOLLOWING
+    reason: str | None = None
+    positions: dict[int, int] = field(default_factory=dict)
+    """The stream sequence of the last event in the tables, by partition."""
+    events: int = 0
+    batches: int = 0
+    lag_ms: int | None = None
+    """How long after it was stored the last event of the last batch was in the tables."""
+
+
+class Projector:
+    """Writes one view's tables. `changed` is called in the projector's thread at each progress.
+
+    `until`: the sequence in each partition behind which it takes nothing any more (a rebuild).
+    """
+
+    def __init__(
+        self,
+        view: AnalyticsView,
+        topology: Topology,
+        *,
+        changed: Callable[[], None],
+        until: dict[int, int] | None = None,
+    ) -> None:
+        self.view = view
+        self.topology = topology
+        self.progress = Progress()
+        found = view.positions()
+        for partition in range(topology.partitions):
+            self.progress.positions[partition] = found.get(topology.stream_name(partition), 0)
+        self.until = until
+        self._changed = changed
+        self._mapper = ConversationMapper()
+        self._conversations: OrderedDict[str, ConversationRow] = OrderedDict()
+        self._arrived: queue.SimpleQueue[tuple[int, Sequence[Recorded]] | None] = (
+            queue.SimpleQueue()
+        )
+        self._backlog = 0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="projector", daemon=True)
+        self._thread.start()
+
+    def take(self, partition: int, events: Sequence[Recorded]) -> None:
+        """Hears of further events of a partition, oldest first; they may overlap those before."""
+        self._backlog += len(events)
+        self._arrived.put((partition, events))
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it keeps up with what it is given."""
+        return self._backlog < BACKLOG_EVENTS_MAX
+
+    def fail(self, error: Exception) -> None:
+        """Stops for a reason found outside: the ledger is damaged, or is another one."""
+        self._enter(State.STOPPED, str(error))
+
+    def close(self) -> None:
+        """Finishes the batch at hand, and ends the thread."""
+        self._stopping.set()
+        self._arrived.put(None)
+        self._thread.join()
+
+    # -- in the thread -------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            gathered = self._gather()
+            for partition, events in gathered.items():
+                try:
+                    if self.progress.state is not State.STOPPED:
+                        self._project(partition, events)
+                except Exception as error:  # noqa: BLE001 (surfaces as the state, never skipped)
+                    self._stop(partition, error)
+                self._backlog -= len(events)
+                self._changed()
+
+    def _gather(self) -> dict[int, list[Recorded]]:
+        """Waits for events; returns those that have come meanwhile too, up to a batch."""
+        gathered: dict[int, list[Recorded]] = {}
+        count = 0
+        item = self._arrived.get()
+        while item is not None:
+            partition, events = item
+            gathered.setdefault(partition, []).extend(events)
+            count += len(events)
+            if count >= BATCH_EVENTS:
+                break
+            try:
+                item = self._arrived.get_nowait()
+            except queue.Empty:
+                break
+        return gathered
+
+    def _project(self, partition: int, events: Sequence[Recorded]) -> None:
+        position = self.progress.positions[partition]
+        fresh = [event for event in events if event.seq > position]
+        if self.until is not None:
+            fresh = [event for event in fresh if event.seq <= self.until[partition]]
+        for event in fresh:
+            if event.seq != position + 1:
+                raise LedgerDamaged(
+                    f"{self.topology.stream_name(partition)} has no sequence {position + 1}: "
+                    f"{event.seq} follows {position}"
+                )
+            position = event.seq
+        if fresh:
+            self._write(partition, fresh)
+
+    def _write(self, partition: int, events: Sequence[Recorded]) -> None:
+        """Writes events as one batch; in parts when one of them cannot be written, so that all in
+        front of that one are."""
+        while not self._stopping.is_set():
+            try:
+                self._write_batch(partition, events)
+                return
+            except OperationalError as error:
+                self._conversations.clear()
+                self._enter(State.RETRYING, str(error))
+                self._stopping.wait(RETRY_S)
+            except Exception as error:
+                self._conversations.clear()
+                if len(events) == 1:
+                    raise CannotProject(events[0], error) from error
+                half = len(events) // 2
+                self._write(partition, events[:half])
+                self._write(partition, events[half:])
+                return
+
+    def _write_batch(self, partition: int, events: Sequence[Recorded]) -> None:
+        rows = self._folded(partition, events)
+        stream = self.topology.stream_name(partition)
+        self.view.write(rows, Tracking(stream, events[-1].seq))
+        progress = self.progress
+        progress.positions[partition] = events[-1].seq
+        progress.events += len(events)
+        progress.batches += 1
+        progress.lag_ms = _age_ms(events[-1])
+        if progress.state is State.RETRYING:
+            self._enter(State.FOLLOWING, None)
+
+    def _folded(self, partition: int, events: Sequence[Recorded]) -> Rows:
+        originator = self.topology.originator
+        received: list[tuple[str, Received]] = []
+        for event in events:
+            key = originator(event.subject)
+            stored = StoredEvent(key, event.version, event.topic, event.body)
+            domain_event = self._mapper.to_domain_event(stored)
+            received.append(
+                (key, Received(domain_event, partition, event.seq, event.digest, event.body))
+            )
+        conversations = self._known({key for key, _ in received})
+        rows = Rows()
+        for key, each in received:
+            rows.fold(each, conversations[key])
+        return rows
+
+    def _known(self, keys: set[str]) -> dict[str, ConversationRow]:
+        """The rows of these conversations: from memory, else from the tables, else new ones."""
+        cache = self._conversations
+        missing = [key for key in keys if key not in cache]
+        found = self.view.conversations(map(ConversationId.from_key, missing))
+        for key in missing:
+            cache[key] = found.get(key) or new_conversation(key)
+        known = {}
+        for key in keys:
+            cache.move_to_end(key)
+            known[key] = cache[key]
+        while len(cache) > max(CONVERSATIONS_CACHED, len(keys)):
+            cache.popitem(last=False)
+        return known
+
+    def _stop(self, partition: int, error: Exception) -> None:
+        stream = self.topology.stream_name(partition)
+        position = self.progress.positions[partition]
+        self._enter(State.STOPPED, f"{stream} behind sequence {position}: {error}")
+
+    def _enter(self, state: State, reason: str | None) -> None:
+        if (state, reason) != (self.progress.state, self.progress.reason):
+            log.log(
+                logging.INFO if state is State.FOLLOWING else logging.ERROR,
+                "analytics projection %s%s",
+                state.value,
+                f": {reason}" if reason else "",
+            )
+        self.progress.state = state
+        self.progress.reason = reason
+        self._changed()
+
+
+class CannotProject(Exception):
+    """One event cannot be folded or written; the message names it and says what to do."""
+
+    def __init__(self, event: Recorded, error: Exception) -> None:
+        super().__init__(
+            f"event {event.version} of {event.subject} ({event.topic}) at sequence {event.seq}: "
+            f"{error}"
+        )
+
+
+def _age_ms(event: Recorded) -> int:
+    """How long ago the store took the event."""
+    age = datetime.now(UTC) - datetime.fromisoformat(event.time)
+    return max(0, int(age.total_seconds() * 1000))
+
+
+class _Intake:
+    """What the feed of one partition hands over to."""
+
+    def __init__(self, projector: Projector, partition: int) -> None:
+        self._projector = projector
+        self._partition = partition
+        self.stopped = False
+
+    def is_stopped(self) -> bool:
+        return self.stopped
+
+    @property
+    def has_room(self) -> bool:
+        return self._projector.has_room
+
+    def hand_over(self, events: Sequence[Recorded]) -> None:
+        self._projector.take(self._partition, events)
+
+
+class Following:
+    """Feeds a projector from every partition's stream, until closed."""
+
+    def __init__(self, nc: Client, projector: Projector) -> None:
+        self._nc = nc
+        self._projector = projector
+        self._intakes: list[_Intake] = []
+        self._feeds: list[_Feed] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Follows each stream behind the projector's position.
+
+        A stream that is not the one that the tables were made of stops the projector. Raises
+        StoreUnavailable.
+        """
+        loop = asyncio.get_running_loop()
+        for partition, seq in self._projector.progress.positions.items():
+            stream = self._projector.topology.stream_name(partition)
+            try:
+                await self._recognise(partition, stream, seq)
+            except LedgerDamaged as error:
+                self._projector.fail(error)
+                return
+            intake = _Intake(self._projector, partition)
+            feed = _Feed(cast("JetStreamSubscription", intake), stream, seq)
+            self._intakes.append(intake)
+            self._feeds.append(feed)
+            self._tasks.append(loop.create_task(self._follow(feed)))
+
+    def wake(self) -> None:
+        """Has feeds go on that were waiting for room."""
+        for feed in self._feeds:
+            if feed.starved:
+                feed.wake()
+
+    async def close(self) -> None:
+        """Stops asking for events."""
+        for intake in self._intakes:
+            intake.stopped = True
+        for feed in self._feeds:
+            feed.wake()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _follow(self, feed: _Feed) -> None:
+        try:
+            await feed.run(self._nc)
+        except Exception as error:  # noqa: BLE001 (surfaces as the projector's state)
+            self._projector.fail(error)
+
+    async def _recognise(self, partition: int, stream: str, seq: int) -> None:
+        """Raises LedgerDamaged unless the stream still has the event that was projected last."""
+        if not seq:
+            return
+        answer = await call(self._nc, f"STREAM.MSG.GET.{stream}", {"seq": seq})
+        if "error" in answer and answer["error"].get("err_code") != _NO_MESSAGE:
+            raise StoreUnavailable(f"{stream}: {answer['error'].get('description')}")
+        found = unpack_stored(answer["message"]).digest if "message" in answer else None
+        if found != self._projector.view.hash_at(partition, seq):
+            raise LedgerDamaged(
+                f"the tables hold sequence {seq} of {stream}, and the ledger has "
+                f"{'another event' if found else 'none'} there: it was replaced or is damaged. "
+                "If it is the right one, run `convo rebuild analytics`"
+            )
+
+
+async def heads(nc: Client, topology: Topology) -> dict[int, int]:
+    """The last sequence of each partition's stream now. Raises StoreUnavailable."""
+    found = {}
+    for partition in range(topology.partitions):
+        stream = topology.stream_name(partition)
+        answer: dict[str, Any] = await call(nc, f"STREAM.INFO.{stream}", {})
+        if "error" in answer:
+            raise StoreUnavailable(f"{stream}: {answer['error'].get('description')}")
+        found[partition] = answer["state"]["last_seq"]
+    return found
