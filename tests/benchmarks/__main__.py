@@ -52,9 +52,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, metavar="S", help="of one measurement")
     parser.add_argument(
         "--beside",
+        action="append",
+        default=[],
         type=Path,
         metavar="DIR",
-        help="another checkout, whose worker is measured in the same rounds",
+        help="another checkout, whose worker is measured in the same rounds (repeatable)",
     )
     parser.add_argument(
         "--profile",
@@ -105,13 +107,10 @@ async def bench(arguments: argparse.Namespace) -> int:
                     stage(folder / "ours", interpreter=profiler.interpreter)
                 )
             ]
-            if arguments.beside:
-                other = arguments.beside.resolve()
-                stages.append(
-                    await up.enter_async_context(
-                        stage(folder / "other", name=other.name, root=other)
-                    )
-                )
+            for number, other in enumerate(arguments.beside):
+                root = other.resolve()
+                beside = stage(folder / f"other-{number}", name=root.name, root=root)
+                stages.append(await up.enter_async_context(beside))
             load = await up.enter_async_context(load_process())
             await profiler.attach(stages[0].watch("worker")["service"])
             measurement = Measurement(
@@ -126,7 +125,8 @@ async def bench(arguments: argparse.Namespace) -> int:
                 await profiler.detach()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print(f"\n{report.table(rows)}\n\n{time.monotonic() - started:.0f} s.", flush=True)
+    comparison = report.comparison(measurement.measured)
+    print(f"\n{report.table(rows)}\n{comparison}\n{time.monotonic() - started:.0f} s.", flush=True)
     output = arguments.output or RESULTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
     report.write_json(output, circumstances, rows, measurement.measured)
     print(f"Written: {output}")

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 
 from tests.benchmarks.figures import PROCESSES, Measured, Row
 from tests.benchmarks.metering import load_average
@@ -88,6 +89,26 @@ def markdown(rows: Sequence[Row]) -> str:
     rule = ["---", *["---:"] * (len(_HEADINGS) - 1)]
     lines = [_HEADINGS, rule, *(_cells(row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def comparison(measured: Sequence[Measured]) -> str:
+    """A line for each operation of another checkout: its rate as a multiple of ours."""
+    ours = {
+        (each.operation, each.concurrency, each.round): each.per_s
+        for each in measured
+        if " (" not in each.operation
+    }
+    ratios: dict[tuple[str, int], list[float]] = {}
+    for each in measured:
+        operation, another, _ = each.operation.partition(" (")
+        if another:
+            rate = ours[operation, each.concurrency, each.round]
+            ratios.setdefault((each.operation, each.concurrency), []).append(each.per_s / rate)
+    return "".join(
+        f"{operation} at {concurrency}: {median(found):.2f} × ours "
+        f"({min(found):.2f} to {max(found):.2f})\n"
+        for (operation, concurrency), found in ratios.items()
+    )
 
 
 def one_line(measured: Measured) -> str:

@@ -106,6 +106,14 @@ def test_a_row_holds_medians_and_the_ratio_to_the_echo_of_the_same_round() -> No
     assert (found.per_s, found.spread, found.of_ceiling) == (20.0, (10.0, 40.0), 0.2)
 
 
+def test_another_checkout_is_compared_round_by_round() -> None:
+    ours = [made("append", rate, round_) for round_, rate in enumerate([10.0, 20.0, 40.0])]
+    other = [made("append (other)", rate, round_) for round_, rate in enumerate([15.0, 20.0, 80.0])]
+
+    assert report.comparison(ours) == ""
+    assert report.comparison(ours + other) == ("append (other) at 1: 1.50 × ours (1.00 to 2.00)\n")
+
+
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     measured = [made("append", 10.0, 1)]
     rows = [row(measured)]
