@@ -22,6 +22,7 @@ import random
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Sequence
+from itertools import count
 
 from eventsourcing.persistence import StoredEvent
 
@@ -55,6 +56,7 @@ DECIDE_AGAIN_S = 10.0
 MIN_SEQ_WAIT_S = 2.0
 """How long a read waits for the event that its caller has seen."""
 
+WAIT_PAUSE_S = 0.02
 _ENTRY_BYTES = 2_000
 
 
@@ -331,19 +333,23 @@ class Conversations:
         """
         give_up_at = time.monotonic() + MIN_SEQ_WAIT_S
         leader = strong
-        while True:
+        for looks in count():
             entry = await self._ready(id.key)
             if min_seq is not None and not strong and entry.view.seq >= min_seq:
                 return entry.view
             last = await self.store.last(id.key, leader=leader)
-            if not await self._stands_at(entry, last):
-                continue
-            if min_seq is None or entry.view.seq >= min_seq:
+            there = await self._stands_at(entry, last)
+            if there and (min_seq is None or entry.view.seq >= min_seq):
                 return entry.view
             if time.monotonic() > give_up_at:
-                raise NotYetThere(min_seq, entry.view.seq)
-            leader = True
-            await asyncio.sleep(0.02)
+                wanted = max(min_seq or 0, last.seq if last else 0)
+                raise NotYetThere(wanted, entry.view.seq)
+            if there:
+                leader = True
+                await asyncio.sleep(WAIT_PAUSE_S)
+            elif looks > 1:  # what was loaded anew is still behind: a replica that lags
+                await asyncio.sleep(WAIT_PAUSE_S)
+        raise AssertionError("unreachable")
 
     async def _stands_at(self, entry: InUse, last: Recorded | None) -> bool:
         """Whether the entry's view includes `last`; False when the caller has to look again.
