@@ -277,6 +277,7 @@ class _Feed:
         if BATCH_ID not in headers or BATCH_COMMIT in headers:
             self._whole += self._open
             self._open = []
+        if self._whole or self._asked <= REQUEST_EVENTS:
             self.wake()
 
     def _on_status(self, status: str, headers: dict[str, str]) -> None:
