@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from services.cli import output
+from services.cli.audit import diff, replay, verify
 from services.cli.conversations import append, init, reset, turn, update, usage
 from services.cli.errors import FAILED, INTERRUPTED, USAGE, CommandFailed, Interrupted
 from services.cli.importing import import_
@@ -181,6 +182,9 @@ for _command in (
     history,
     events,
     import_,
+    replay,
+    verify,
+    diff,
     tail,
     status,
     doctor,

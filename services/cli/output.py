@@ -149,26 +149,33 @@ def state(found: dict[str, Any]) -> Iterator[str]:
 
 def event(found: dict[str, Any]) -> str:
     """One event on one line: time, conversation, version, type, and what it is about."""
-    about = _about(str(found.get("type")), found.get("data") or {})
+    shown = about(str(found.get("type")), found.get("data") or {})
     line = f"{found.get('time')}  {name(found)}  {found.get('version')}  {found.get('type')}"
-    return f"{line}  {about}" if about else line
+    return f"{line}  {shown}" if shown else line
 
 
-def _about(type: str, data: dict[str, Any]) -> str:
+def about(type: str, data: dict[str, Any], width: int = TEXT_WIDTH) -> str:
+    """What an event of this type and data is about, on one line cut to `width`."""
     match type:
         case "ConversationStarted":
             title = f": {data['title']}" if data.get("title") else ""
-            return one_line(f"user {data.get('user_id')}{title}")
+            return one_line(f"user {data.get('user_id')}{title}", width)
         case "MessageAppended":
             calls = [f"-> {_call(call)}" for call in data.get("tool_calls") or ()]
             text = " ".join([content_text(data.get("content")), *calls])
-            return one_line(f"{data.get('role')}: {text}")
+            return one_line(f"{data.get('role')}: {text}", width)
         case "UsageRecorded":
             model = f" ({data['model']})" if data.get("model") else ""
             return one_line(
-                f"{data.get('prompt_tokens')} + {data.get('completion_tokens')} tokens{model}"
+                f"{data.get('prompt_tokens')} + {data.get('completion_tokens')} tokens{model}",
+                width,
             )
         case "ConversationTitled":
-            return one_line(str(data.get("title")))
+            return one_line(str(data.get("title")), width)
         case _:
-            return one_line(json.dumps(data, ensure_ascii=False)) if data else ""
+            return one_line(json_text(data), width) if data else ""
+
+
+def json_text(value: object) -> str:
+    """A value as JSON, for people."""
+    return json.dumps(value, ensure_ascii=False)

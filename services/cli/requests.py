@@ -163,7 +163,7 @@ async def ask(
 
 
 def _nobody(subject: str) -> str:
-    service = "commands" if subject.startswith("convo.cmd.") else "queries"
+    service = {"cmd": "commands", "audit": "audit"}.get(subject.split(".")[1], "queries")
     return (
         f"the server is there, but no service answers {service}:"
         f" start them with `convo up` or `convo serve {service}`"
@@ -248,6 +248,12 @@ def read(client: Client, reading: Reading, named: Named, view: str, body: dict[s
     """Sends one query and returns its answer."""
     subject = f"convo.get.{conversation(named).key}.{view}"
     return asyncio.run(_once(client, subject, encode(body), read_headers(reading)))
+
+
+def audit(client: Client, named: Named, what: str, body: dict[str, Any]) -> Answer:
+    """Sends one request to the audit service and returns its answer."""
+    subject = f"convo.audit.{conversation(named).key}.{what}"
+    return asyncio.run(_once(client, subject, encode(body), None))
 
 
 async def _once(

@@ -20,7 +20,7 @@ from nats.aio.msg import Msg
 from infra.connection import connect
 from infra.server import EmbeddedServer, free_port
 from infra.settings import Settings
-from services.bootstrap import SERVICES, running
+from services.bootstrap import running
 from services.cli.app import convo as command
 
 Convo = Callable[..., Result]
@@ -53,7 +53,7 @@ def server_url(nats_server: EmbeddedServer) -> str:
 @pytest.fixture(scope="module")
 def ledger(server_url: str) -> Iterator[str]:
     """The URL of a server on which commands and queries are answered."""
-    with beside(running(Settings(), SERVICES, url=server_url)):
+    with beside(running(Settings(), ("commands", "queries", "audit"), url=server_url)):
         yield server_url
 
 
@@ -108,7 +108,7 @@ class Script:
         """Answers commands and queries inside the block."""
         client = await connect(self.url, name="script", settings=Settings())
         try:
-            for subject in ("convo.cmd.>", "convo.get.>"):
+            for subject in ("convo.cmd.>", "convo.get.>", "convo.audit.>"):
                 await client.subscribe(subject, cb=self._answer)
             await client.flush()
             yield client
