@@ -555,6 +555,11 @@ async def test_permissions_as_shown_are_enough_and_not_too_much(tmp_path: Path) 
             async with asyncio.timeout(10):
                 return subject.lower() in await violations.get()
 
+        async def has_snapshot() -> bool:
+            api = "$JS.API.DIRECT.GET.CONVO-SNAPSHOTS.convo.snap.0.acme.c-1"
+            reply = await service.request(api, b"", timeout=10)
+            return "Status" not in (reply.headers or {})
+
         async def ask(subject: str, body: dict[str, Any]) -> dict[str, Any]:
             reply = await acme.request(subject, json.dumps(body).encode(), timeout=10)
             return cast("dict[str, Any]", json.loads(reply.data))
@@ -569,6 +574,9 @@ async def test_permissions_as_shown_are_enough_and_not_too_much(tmp_path: Path) 
             heard = await live.next_msg(timeout=10)
             assert heard.headers is not None
             assert heard.headers["Event-Type"] == "ConversationStarted"
+            async with asyncio.timeout(30):
+                while not await has_snapshot():  # noqa: ASYNC110 - written some time later
+                    await asyncio.sleep(0.02)
 
         assert violations.empty()
         for subject in (
