@@ -7,20 +7,19 @@ threads meet on that loop, which is what lets them share a commit.
 - `run` blocks its thread until a coroutine is done, never for longer than its timeout.
 - A bridge belongs to the process that started it. After a fork the child has no such thread:
   what the parent made says so (InterfaceError) and what the child makes gets a bridge of its own.
-- The thread is a daemon and is stopped at exit: a factory that nobody closed keeps no program
-  from ending.
+- The thread is a daemon, and what is still open is closed at exit: a factory that nobody closed
+  keeps no program from ending.
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
-import contextlib
 import importlib.util
 import logging
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
@@ -31,9 +30,11 @@ from infra.jetstream.errors import StoreUnavailable
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+Closing = Callable[[], Coroutine[Any, Any, None]]
 
 THREAD_NAME = "jetstream-loop"
-JOIN_TIMEOUT_S = 5.0
+END_TIMEOUT_S = 5.0
+TASKS_TIMEOUT_S = 1.0
 
 
 class Bridge:
@@ -46,6 +47,7 @@ class Bridge:
         self.loop = _new_loop()
         self._pid = os.getpid()
         self._users = 0
+        self._at_end: list[Closing] = []
         self._thread = threading.Thread(target=self._serve, name=THREAD_NAME, daemon=True)
         self._thread.start()
 
@@ -80,6 +82,17 @@ class Bridge:
             done.wait(wait)
             if unused:
                 self._thread.join(wait)
+
+    def at_end(self, closing: Closing) -> None:
+        """Has `closing` run on the loop when the program ends, unless it is taken back before."""
+        with self._guard:
+            self._at_end.append(closing)
+
+    def not_at_end(self, closing: Closing) -> None:
+        """Takes `at_end` back."""
+        with self._guard:
+            if closing in self._at_end:
+                self._at_end.remove(closing)
 
     @property
     def is_here(self) -> bool:
@@ -154,23 +167,24 @@ class Bridge:
         asyncio.set_event_loop(self.loop)
         try:
             self.loop.run_forever()
-            left = asyncio.all_tasks(self.loop)
-            for task in left:
-                task.cancel()
-            self.loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            self.loop.run_until_complete(_end_tasks())
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         finally:
             asyncio.set_event_loop(None)
             self.loop.close()
+
+    async def _close_everything(self) -> None:
+        await asyncio.gather(*(close() for close in self._at_end), return_exceptions=True)
 
     @classmethod
     def _at_exit(cls) -> None:
         with cls._guard:
             shared, cls._shared = cls._shared, None
         if shared is not None and shared.is_here:
-            with contextlib.suppress(RuntimeError):
-                shared.loop.call_soon_threadsafe(shared.loop.stop)
-            shared._thread.join(JOIN_TIMEOUT_S)
+            done = threading.Event()
+            if shared._send(shared._finish(shared._close_everything(), done, stop=True)):
+                done.wait(END_TIMEOUT_S)
+                shared._thread.join(END_TIMEOUT_S)
 
     @classmethod
     def _after_fork(cls) -> None:
@@ -184,6 +198,15 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
         return uvloop.new_event_loop()
     return asyncio.new_event_loop()
+
+
+async def _end_tasks() -> None:
+    """Cancels what is left; a task that will not end is not waited for for long."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    if left:
+        await asyncio.wait(left, timeout=TASKS_TIMEOUT_S)
 
 
 def _discard(coroutine: Coroutine[Any, Any, None] | None) -> None:

@@ -78,6 +78,9 @@ WAITING_MAX = 20_000
 
 _PAUSE_S = 0.02
 _PAUSE_MAX_S = 0.5
+_INCOMPLETE_MAX = 3
+"""How often a batch may arrive incomplete before its writes are sent one by one: a message in the
+middle that the server refuses (too large, no room) gets no answer, it only goes missing."""
 _NO_MESSAGE = 10037
 
 
@@ -335,7 +338,7 @@ class Committer:
         """Sends a group until it is known what became of it; every write in it ends up done, or
         waiting again."""
         try:
-            await self._try_until_known(group, publish)
+            await self._try_until_known(group, publish, set())
         except Exception as error:
             # A fault of ours must not leave anyone waiting for ever.
             log.exception("the committer failed")
@@ -343,11 +346,13 @@ class Committer:
                 if not write.seqs and write.error is None:
                     self._fail(write, OutcomeUnknown(f"the committer failed: {error!r}"))
 
-    async def _try_until_known(self, group: list[Write], publish: Publish) -> None:
-        deadline = min(write.deadline for write in group)
+    async def _try_until_known(
+        self, group: list[Write], publish: Publish, ids: set[str], *, uncertain: bool = False
+    ) -> None:
+        """`ids`: what the group, or one that it was a part of, was sent under before; `uncertain`:
+        nobody answered to one of those."""
         pause = _PAUSE_S
-        uncertain = False
-        ids: set[str] = set()
+        incomplete = 0
         while True:
             id = f"{self._id_prefix}{next(self._id_numbers):x}"
             ids.add(id)
@@ -355,25 +360,51 @@ class Committer:
             if isinstance(answer, outcome.Stored):
                 self._stored(group, answer.seq - sum(len(w.messages) for w in group) + 1)
                 return
-            if isinstance(answer, outcome.Full):
-                for write in group:
-                    self._fail(write, StoreReadOnly(f"the store is full: {answer.reason}"))
-                return
-            if isinstance(answer, outcome.Refused):
-                await self._refused(group, publish, answer.reason)
-                return
             if isinstance(answer, outcome.ReadBack):
                 uncertain = uncertain or answer.unknown
                 self.counters.unknown += answer.unknown
-                if await self._settled_by_reading(group, ids):
-                    return
-            if time.monotonic() + pause > deadline:
-                failure = OutcomeUnknown if uncertain else StoreUnavailable
+            # Whatever this answer says, an earlier copy that nobody answered to may be stored.
+            if (uncertain or isinstance(answer, outcome.ReadBack)) and (
+                await self._settled_by_reading(group, ids)
+            ):
+                return
+            incomplete += isinstance(answer, outcome.Incomplete)
+            if isinstance(answer, outcome.Refused) or (
+                len(group) > 1 and incomplete >= _INCOMPLETE_MAX
+            ):
+                await self._refused(group, answer.reason, ids, uncertain=uncertain)
+                return
+            if isinstance(answer, outcome.Full) and not uncertain:
                 for write in group:
-                    self._fail(write, failure(f"the store did not answer: {answer.reason}"))
+                    self._fail(write, StoreReadOnly(f"the store is full: {answer.reason}"))
+                return
+            group = self._not_yet_due(group, pause, answer.reason, uncertain=uncertain)
+            if not group:
                 return
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (jitter)
             pause = min(pause * 2, _PAUSE_MAX_S)
+
+    def _not_yet_due(
+        self, group: list[Write], pause: float, reason: str, *, uncertain: bool
+    ) -> list[Write]:
+        """Fails the writes whose deadline comes before the next attempt; returns the others.
+
+        A group that may be stored already cannot be sent in parts: it fails as a whole.
+        """
+        next_attempt = time.monotonic() + pause
+        if all(next_attempt <= write.deadline for write in group):
+            return group
+        failure = OutcomeUnknown if uncertain else StoreUnavailable
+        left: list[Write] = []
+        for write in group:
+            broken = next((m.tail for m in write.messages if m.tail.broken), None)
+            if uncertain or next_attempt > write.deadline:
+                self._fail(write, failure(f"the store did not answer: {reason}"))
+            elif broken is not None:
+                self._fail(write, Conflict(broken.subject, broken.seq))
+            else:
+                left.append(write)
+        return left
 
     async def _publish_one(self, group: list[Write], id: str) -> outcome.Outcome:
         message = group[0].messages[0]
@@ -416,8 +447,8 @@ class Committer:
         try:
             answer = json.loads(reply.data)
         except ValueError:
-            answer = {}
-        return outcome.of_answer(answer)
+            answer = None
+        return outcome.of_answer(answer if isinstance(answer, dict) else {})
 
     # -- finding out ---------------------------------------------------------------------------
 
@@ -441,11 +472,17 @@ class Committer:
         `ids` (one event is enough: a group is atomic); else the tails behind which somebody else's
         event is. Raises StoreUnavailable when the leader does not answer.
         """
-        tails = list(dict.fromkeys(m.tail for write in group for m in write.messages))
+        place: dict[Tail, int] = {}  # of the first event of each tail within the group
+        for index, message in enumerate(m for write in group for m in write.messages):
+            place.setdefault(message.tail, index)
+        tails = list(place)
         found = await self._first_behind(tails[0])
         if found is not None and found[1] in ids:
             return found[0]
         behind = [found, *await asyncio.gather(*map(self._first_behind, tails[1:]))]
+        for tail, event in zip(tails, behind, strict=True):
+            if event is not None and event[1] in ids:
+                return event[0] - place[tail]  # it has arrived while the others were read
         return {tail for tail, event in zip(tails, behind, strict=True) if event is not None}
 
     async def _first_behind(self, tail: Tail) -> tuple[int, str] | None:
@@ -463,16 +500,20 @@ class Committer:
             return None
         raise StoreUnavailable(f"reading {tail.subject} back failed: {error.get('description')}")
 
-    async def _refused(self, group: list[Write], publish: Publish, reason: str) -> None:
+    async def _refused(
+        self, group: list[Write], reason: str, ids: set[str], *, uncertain: bool
+    ) -> None:
         if len(group) == 1:
-            self._fail(group[0], TooLarge(f"the store refuses it: {reason}"))
+            refusal = TooLarge(f"the store refuses it: {reason}")
+            self._fail(group[0], OutcomeUnknown(str(refusal)) if uncertain else refusal)
             return
         for write in group:  # one of them is the culprit, or the batch as a whole was too much
             broken = next((m.tail for m in write.messages if m.tail.broken), None)
             if broken is not None:
                 self._fail(write, Conflict(broken.subject, broken.seq))
-            else:
-                await self._try_until_known([write], publish)
+                continue
+            publish = self._publish_one if len(write.messages) == 1 else self._publish_batch
+            await self._try_until_known([write], publish, ids, uncertain=uncertain)
 
     # -- telling -------------------------------------------------------------------------------
 

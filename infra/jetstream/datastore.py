@@ -51,13 +51,23 @@ VIEW = "view"
 _NOT_FOUND = 10059
 
 
-@dataclass
+@dataclass(eq=False)
 class _Opened:
     """What was opened on the loop and has to be closed there."""
 
     connections: Connections
     journals: dict[str, Journal] = field(default_factory=dict)
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def close(self) -> None:
+        """Lets writes finish, for a while, and closes the connections."""
+        for journal in self.journals.values():
+            try:
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await journal.close()
+            except NATS_FAILURES as error:
+                log.warning("closing %s with writes under way: %s", journal.stream, reason(error))
+        await self.connections.close()
 
 
 class JetStreamDatastore:
@@ -208,9 +218,10 @@ class JetStreamDatastore:
                 except BaseException:
                     bridge.release(wait=CLOSE_TIMEOUT_S)
                     raise
+                bridge.at_end(opened.close)
                 self._bridge, self._opened = bridge, opened
-                self._farewell = weakref.finalize(self, _abandon, bridge, opened)
-                self._farewell.atexit = False  # the bridge ends itself then
+                self._farewell = weakref.finalize(self, _release, bridge, opened, wait=0)
+                self._farewell.atexit = False  # the bridge sees to it then
             return self._bridge, self._opened
 
     def close(self) -> None:
@@ -224,26 +235,17 @@ class JetStreamDatastore:
             if self._farewell is not None and self._farewell.detach() is not None:
                 assert self._bridge is not None
                 assert self._opened is not None
-                self._bridge.release(_close(self._opened), wait=CLOSE_TIMEOUT_S)
+                _release(self._bridge, self._opened, wait=CLOSE_TIMEOUT_S)
 
 
-def _abandon(bridge: Bridge, opened: _Opened) -> None:
-    """What becomes of a datastore that nobody closed: the same, but nobody waits for it."""
-    bridge.release(_close(opened))
+def _release(bridge: Bridge, opened: _Opened, *, wait: float) -> None:
+    """Gives up what was opened; also when the datastore itself is gone (then nobody waits)."""
+    bridge.not_at_end(opened.close)
+    bridge.release(opened.close(), wait=wait)
 
 
 async def _connect(server: Server, name: str) -> _Opened:
     return _Opened(await Connections.open(server, name))
-
-
-async def _close(opened: _Opened) -> None:
-    for journal in opened.journals.values():
-        try:
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await journal.close()
-        except NATS_FAILURES as error:
-            log.warning("closing %s with writes under way: %s", journal.stream, reason(error))
-    await opened.connections.close()
 
 
 async def _require_stream(nc: Client, name: str) -> None:

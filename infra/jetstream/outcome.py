@@ -51,6 +51,11 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True)
+class Incomplete(Retry):
+    """Not written: a message of the batch got lost, or was refused without an answer."""
+
+
+@dataclass(frozen=True, slots=True)
 class Full:
     """Not written; the store takes no more until there is room."""
 
@@ -67,7 +72,8 @@ class Refused:
 Outcome = Stored | ReadBack | Retry | Full | Refused
 
 _READ_BACK = frozenset({10071, 10164, 10201})
-_RETRY = frozenset({10158, 10210, 10176, 10008, 10009, 10074})
+_RETRY = frozenset({10158, 10210, 10008, 10009, 10074})
+_INCOMPLETE = 10176
 _FULL = frozenset({10077, 10023, 10047, 10002, 10109})
 _REFUSED = frozenset({10053, 10054, 10097, 10174, 10175, 10177, 10179, 10199, 10200})
 
@@ -87,6 +93,8 @@ def of_answer(answer: Mapping[str, Any]) -> Outcome:
     said = f"{error.get('description', 'no description')} (JetStream error {code})"
     if code in _READ_BACK:
         return ReadBack(said, unknown=False)
+    if code == _INCOMPLETE:
+        return Incomplete(said)
     if code in _RETRY:
         return Retry(said)
     if code in _FULL:
