@@ -38,9 +38,11 @@ from domain.errors import ConversationError
 from domain.events import EVENT_CLASSES, ConversationEvent
 from infra.jetstream import envelope
 from infra.jetstream.errors import Conflict, OutcomeUnknown, StoreUnavailable, TooLarge
+from infra.jetstream.store import Store
 from infra.server import EmbeddedServer, find_program, free_port
 from infra.settings import Settings, variable
 from services import endpoint
+from services.audit import AuditService
 from services.bootstrap import SERVICES, running, topology
 from services.cli.app import convo
 from services.cli.import_format import parse_line
@@ -288,6 +290,16 @@ def test_views_and_their_bodies() -> None:
     assert set(service._views) == set(models)
     listed = {view: set(re.findall(r"(\w+)\?", body)) for view, body, _ in table(CONTRACT, "view")}
     assert listed == {view: set(model.model_fields) for view, model in models.items()}
+
+
+def test_audits_and_their_bodies() -> None:
+    service = AuditService(
+        cast("Store", None), cast("Client", None), cast("Outbox", None), window_size=1
+    )
+    listed = {what: set(re.findall(r"(\w+)\?", body)) for what, body, _ in table(CONTRACT, "what")}
+    assert listed == {
+        what: set(model.model_fields) for what, (model, _) in service._answers.items()
+    }
 
 
 def test_error_codes() -> None:
@@ -571,6 +583,8 @@ async def test_permissions_as_shown_are_enough_and_not_too_much(tmp_path: Path) 
             assert (await ask("convo.cmd.acme.c-1.turn", {"messages": many}))["ok"]
             for view in ("messages", "usage", "state", "history", "events"):
                 assert (await ask(f"convo.get.acme.c-1.{view}", {}))["ok"]
+            for audit in ("replay", "verify", "export"):
+                assert (await ask(f"convo.audit.acme.c-1.{audit}", {}))["ok"]
             heard = await live.next_msg(timeout=10)
             assert heard.headers is not None
             assert heard.headers["Event-Type"] == "ConversationStarted"
