@@ -37,6 +37,7 @@ from domain.commands import COMMANDS
 from domain.errors import ConversationError
 from domain.events import EVENT_CLASSES, ConversationEvent
 from infra.jetstream import envelope
+from infra.jetstream.chain import Fault
 from infra.jetstream.errors import Conflict, OutcomeUnknown, StoreUnavailable, TooLarge
 from infra.jetstream.store import Store
 from infra.server import EmbeddedServer, find_program, free_port
@@ -297,6 +298,7 @@ def test_audits_and_their_bodies() -> None:
         cast("Store", None), cast("Client", None), cast("Outbox", None), window_size=1
     )
     listed = {what: set(re.findall(r"(\w+)\?", body)) for what, body, _ in table(CONTRACT, "what")}
+    assert f"{{{', '.join(Fault._fields)}}}" in CONTRACT.read_text(encoding="utf-8")
     assert listed == {
         what: set(model.model_fields) for what, (model, _) in service._answers.items()
     }
