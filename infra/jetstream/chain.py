@@ -53,3 +53,17 @@ def follow(link: Link, stored: Stored) -> Link | Fault:
     if headers[EVENT_HASH] != digest.hex():
         return Fault(version, stored.seq, "hash", digest.hex(), headers[EVENT_HASH])
     return Link(version, digest)
+
+
+def entry_of(stored: Stored) -> bytes:
+    """The message as an entry of a notary's Merkle tree: one line of text, line feed included.
+
+    `<stream sequence> <subject> <Event-Type> <Event-Version> <Event-Hash>`, a header that is not
+    there as `-`. The hash stands for the body and for every event of the subject before it.
+    """
+    headers = stored.headers
+    line = (
+        f"{stored.seq} {stored.subject} {headers.get(EVENT_TYPE, '-')} "
+        f"{headers.get(EVENT_VERSION, '-')} {headers.get(EVENT_HASH, '-')}\n"
+    )
+    return line.encode()
