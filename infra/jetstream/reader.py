@@ -55,6 +55,8 @@ class _Page:
             self.previous = event.seq
             self.events.append(event)
         elif status == _STATUS_END_OF_BATCH:
+            if headers.get("Nats-Last-Sequence") != str(self.previous):
+                raise StoreUnavailable("the last message of a page got lost on the way")
             self.pending = int(headers.get("Nats-Num-Pending", "0"))
             self._end()
         elif status == _STATUS_NOT_FOUND:

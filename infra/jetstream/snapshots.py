@@ -6,6 +6,7 @@ loads one checks it against the event that it claims to stand at. Bodies are the
 
 from __future__ import annotations
 
+import json
 import logging
 
 from nats.aio.client import Client
@@ -36,11 +37,15 @@ class Snapshots:
         if len(body) > self.bytes_max:
             return False
         try:
-            await self._nc.request(
+            reply = await self._nc.request(
                 self._topology.snapshot_subject(originator), body, timeout=self._timeout
             )
         except NATS_FAILURES as error:
             log.info("snapshot of %s not saved: %s", originator, reason(error))
+            return False
+        refused = json.loads(reply.data).get("error")
+        if refused is not None:
+            log.info("snapshot of %s not saved: %s", originator, refused.get("description"))
             return False
         return True
 
