@@ -93,6 +93,8 @@ class Settings(BaseSettings):
     messages_per_minute: int | None = Field(default=None, ge=1, le=1_000)
     inactive_after: Duration = timedelta(hours=24)
     cache_bytes: ByteSize = Field(default=ByteSize(256 * 1024 * 1024), ge=0)
+    analytics_memory: ByteSize = Field(default=ByteSize(1024 * 1024 * 1024), ge=64 * 1024 * 1024)
+    """What DuckDB may take for the tables and all queries together."""
     gateway_port: int = Field(default=8080, ge=0, le=65_535)
     log: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

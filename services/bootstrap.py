@@ -12,6 +12,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING
 
 from nats.aio.client import Client
 
@@ -27,9 +28,12 @@ from services.conversations import Conversations
 from services.endpoint import Outbox
 from services.queries import QueryService
 
+if TYPE_CHECKING:
+    from services.analytics import AnalyticsService
+
 log = logging.getLogger(__name__)
 
-SERVICES = ("commands", "queries", "audit")
+SERVICES = ("commands", "queries", "audit", "analytics")
 """What `serve` can run."""
 
 STORE_WITHIN_S = 30.0
@@ -97,12 +101,18 @@ async def running(
         )
         outbox = Outbox(writing)
         process = Process(store, conversations, outbox, settings, reading)
+        analytics: AnalyticsService | None = None
         if "commands" in services:
             await process.commands.start(serving)
         if "queries" in services:
             await process.queries.start(serving)
         if "audit" in services:
             await process.audit.start(serving)
+        if "analytics" in services:
+            from services.analytics import AnalyticsService as Analytics  # noqa: PLC0415 (DuckDB)
+
+            analytics = Analytics(settings, store.topology, outbox)
+            await analytics.start(serving, reading)
         try:
             yield process
         finally:
@@ -110,6 +120,8 @@ async def running(
                 await serving.drain()
             await process.queries.idle()
             await process.audit.idle()
+            if analytics is not None:
+                await analytics.close()
             await conversations.close()
             await process.commands.idle()
             await outbox.close()

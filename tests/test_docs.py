@@ -420,7 +420,7 @@ async def ledger(data_dir: Path) -> AsyncIterator[str]:
     """A fresh ledger; its URL."""
     async with (
         EmbeddedServer(data_dir) as server,
-        running(Settings(), SERVICES, url=server.url),
+        running(Settings(data_dir=data_dir), SERVICES, url=server.url),
     ):
         yield server.url
 

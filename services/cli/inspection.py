@@ -72,6 +72,8 @@ class Inspection:
                     f"  {each['name']:<16} {each['version']}  {each['requests']:,} requests,"
                     f" {each['errors']:,} errors, since {each['started']}"
                 )
+                if each.get("says"):
+                    yield row(f"    {said(each['says'])}")
             yield "streams" if self.streams else "streams    none yet"
             for each in self.streams:
                 yield (
@@ -143,7 +145,20 @@ def _service(stats: dict[str, Any]) -> dict[str, Any]:
         "started": str(stats.get("started")),
         "requests": sum(each.get("num_requests", 0) for each in endpoints),
         "errors": sum(each.get("num_errors", 0) for each in endpoints),
+        **({"says": endpoints[0]["data"]} if endpoints and endpoints[0].get("data") else {}),
     }
+
+
+def said(says: dict[str, Any]) -> str:
+    """What a service says of its state, on a line: {"state", "reason"?, "lag_ms"?, …}."""
+    parts = [str(says.get("state", "?"))]
+    if says.get("positions"):
+        parts.append("at " + ", ".join(f"{p}:{seq}" for p, seq in says["positions"].items()))
+    if says.get("lag_ms") is not None:
+        parts.append(f"{says['lag_ms']} ms behind")
+    if says.get("reason"):
+        parts.append(str(says["reason"]))
+    return "  ".join(parts)
 
 
 async def streams(

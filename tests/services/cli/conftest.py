@@ -20,7 +20,7 @@ from nats.aio.msg import Msg
 from infra.connection import connect
 from infra.server import EmbeddedServer, free_port
 from infra.settings import Settings
-from services.bootstrap import running
+from services.bootstrap import SERVICES, running
 from services.cli.app import convo as command
 
 Convo = Callable[..., Result]
@@ -51,9 +51,9 @@ def server_url(nats_server: EmbeddedServer) -> str:
 
 
 @pytest.fixture(scope="module")
-def ledger(server_url: str) -> Iterator[str]:
-    """The URL of a server on which commands and queries are answered."""
-    with beside(running(Settings(), ("commands", "queries", "audit"), url=server_url)):
+def ledger(server_url: str, store_dir: Path) -> Iterator[str]:
+    """The URL of a server on which every service answers."""
+    with beside(running(Settings(data_dir=store_dir), SERVICES, url=server_url)):
         yield server_url
 
 

@@ -1,0 +1,201 @@
+"""The analytics service: one process that writes the DuckDB tables and answers questions in SQL.
+
+DuckDB lets one process have a file, so that the projector and `convo.sql` live together. The file
+is `analytics/ledger.duckdb` in the data directory; it is a fold of the ledger, and can be thrown
+away at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from eventsourcing.persistence import OperationalError, PersistenceError
+from nats.aio.client import Client
+from nats.micro.service import EndpointConfig, EndpointStats, Service, ServiceConfig
+
+from infra.jetstream.errors import StoreUnavailable
+from infra.jetstream.topology import Topology
+from infra.settings import Settings
+from projections.analytics.view import AnalyticsView, DuckDBDatastore, RebuildNeeded
+from services import sql
+from services.endpoint import VERSION, Outbox
+from services.projector import Following, Projector, heads
+
+log = logging.getLogger(__name__)
+
+FILE: Final = Path("analytics/ledger.duckdb")
+"""Within the data directory."""
+
+OPEN_WITHIN_S: Final = 20.0
+"""How long a predecessor may take to let go of the file."""
+
+
+class AnalyticsUnavailable(StoreUnavailable):
+    """The tables cannot be opened; the message says what to do."""
+
+
+class Tables:
+    """The open file with its projector, following the ledger."""
+
+    def __init__(self, view: AnalyticsView, projector: Projector, following: Following) -> None:
+        self.view = view
+        self.projector = projector
+        self.following = following
+
+    async def close(self) -> None:
+        """Stops following, finishes the batch at hand, and lets go of the file."""
+        await self.following.close()
+        await asyncio.to_thread(self.projector.close)
+        self.view.close()
+        await asyncio.to_thread(self.view.datastore.close)
+
+
+class AnalyticsService:
+    """Follows the ledger into the tables, and answers `convo.sql` from them."""
+
+    def __init__(self, settings: Settings, topology: Topology, outbox: Outbox) -> None:
+        self.settings = settings
+        self.topology = topology
+        self.path = settings.data_dir / FILE
+        self.tables: Tables | None = None
+        self._outbox = outbox
+        self._nc: Client | None = None
+        self._loop = asyncio.get_running_loop()
+        self._progressed = asyncio.Event()
+        self._sql = sql.SqlService(
+            outbox,
+            partition_of=self._partition_of,
+            reached=self.reached,
+            memory_bytes=int(settings.analytics_memory),
+        )
+
+    async def start(self, serving: Client, following: Client) -> Service:
+        """Opens the tables, follows the ledger over `following`, and listens on `serving`.
+
+        Raises AnalyticsUnavailable when another process has the file, or it cannot be used.
+        """
+        self._nc = following
+        try:
+            self.tables = await self.follow(await self._opened())
+        except BaseException:
+            await self._sql.close()
+            raise
+        self._sql.datastore = self.tables.view.datastore
+        service = Service(
+            serving,
+            ServiceConfig(
+                name="convo-analytics",
+                version=VERSION,
+                description="The ledger as SQL tables, and questions about them",
+                stats_handler=self._stats,
+            ),
+        )
+        await service.add_endpoint(
+            EndpointConfig(name="sql", subject=sql.SUBJECT, handler=self._sql.handle)
+        )
+        await serving.flush()
+        await service.start()
+        return service
+
+    async def close(self) -> None:
+        """Answers what was taken, then lets go of the tables."""
+        await self._sql.close()
+        if self.tables is not None:
+            await self.tables.close()
+
+    async def follow(self, view: AnalyticsView, until: dict[int, int] | None = None) -> Tables:
+        """Has a projector of its own follow the ledger into these tables."""
+        assert self._nc is not None, "start() comes first"
+        projector = Projector(view, self.topology, changed=self._changed, until=until)
+        following = Following(self._nc, projector)
+        await following.start()
+        return Tables(view, projector, following)
+
+    async def reached(self, seq: int, within_s: float) -> bool:
+        """Waits until the tables have every event up to `seq`, in each partition that has it."""
+        assert self._nc is not None, "start() comes first"
+        there = await heads(self._nc, self.topology)
+        wanted = {partition: min(seq, head) for partition, head in there.items()}
+        try:
+            async with asyncio.timeout(within_s):
+                while not self._has(wanted):
+                    await self._progressed.wait()
+        except TimeoutError:
+            return False
+        return seq <= max(there.values())
+
+    def _has(self, wanted: dict[int, int]) -> bool:
+        if self.tables is None:
+            return False
+        positions = self.tables.projector.progress.positions
+        return all(positions[partition] >= seq for partition, seq in wanted.items())
+
+    # -- the file ------------------------------------------------------------------------------
+
+    async def _opened(self) -> AnalyticsView:
+        give_up_at = time.monotonic() + OPEN_WITHIN_S
+        while True:
+            try:
+                return await asyncio.to_thread(self.open, self.path)
+            except RebuildNeeded as error:
+                aside = self.path.with_suffix(f".{int(time.time())}.old")
+                log.warning("%s; the file is kept as %s", error, aside.name)
+                self.path.rename(aside)
+            except OperationalError as error:
+                held = "lock" in str(error).lower()
+                if not held or time.monotonic() > give_up_at:
+                    raise AnalyticsUnavailable(
+                        f"the analytics tables cannot be opened: {error}. "
+                        + (
+                            "Only one process can have them: stop the other one"
+                            if held
+                            else f"They are a fold of the ledger: remove {self.path} and they are "
+                            "built anew"
+                        )
+                    ) from error
+                await asyncio.sleep(0.2)
+            except PersistenceError as error:
+                raise AnalyticsUnavailable(
+                    f"the analytics tables cannot be opened: {error}. They are a fold of the "
+                    f"ledger: remove {self.path} and they are built anew"
+                ) from error
+
+    def open(self, path: Path) -> AnalyticsView:
+        """Opens a file of tables, made when it is missing. Raises the library's errors."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        datastore = DuckDBDatastore(path, memory_bytes=int(self.settings.analytics_memory))
+        try:
+            return AnalyticsView(datastore)
+        except BaseException:
+            datastore.close()
+            raise
+
+    # -- what others see -----------------------------------------------------------------------
+
+    def _stats(self, _: EndpointStats) -> dict[str, Any]:
+        if self.tables is None:
+            return {"state": "starting"}
+        progress = self.tables.projector.progress
+        return {
+            "state": progress.state.value,
+            "reason": progress.reason,
+            "positions": {str(each): seq for each, seq in progress.positions.items()},
+            "events": progress.events,
+            "lag_ms": progress.lag_ms,
+        }
+
+    def _partition_of(self, application_name: str) -> int:
+        return int(application_name.rpartition("-")[2])
+
+    def _changed(self) -> None:
+        self._loop.call_soon_threadsafe(self._pulse)
+
+    def _pulse(self) -> None:
+        if self.tables is not None:
+            self.tables.following.wake()
+        self._progressed.set()
+        self._progressed = asyncio.Event()
