@@ -143,7 +143,8 @@ class Query:
 
 def _told(error: duckdb.Error) -> str:
     if isinstance(error, duckdb.OutOfMemoryException):
-        return f"the query needs more memory than it may have; ask for less at once. {error}"
+        first = str(error).partition("\n")[0]  # the rest is advice for whoever has the settings
+        return f"the query needs more memory than it may have; ask for less at once. {first}"
     return str(error)
 
 
