@@ -262,7 +262,7 @@ ESCAPES = [
 TELLTALE = [
     "CAST(content AS INTEGER) > 0",
     "CAST(content AS INTEGER) BETWEEN 0 AND 10 AND seq > 0",
-    "content::DATE IS NOT NULL OR true",
+    "(content::DATE IS NOT NULL OR true)",
     "CASE WHEN CAST(content AS INTEGER) > 0 THEN true ELSE error(content) END",
     "CASE WHEN content <> '7' THEN error(content) ELSE true END",
     "json_extract(content::JSON, '$') IS NOT NULL",
