@@ -92,6 +92,10 @@ class Settings(BaseSettings):
     max_content_bytes: ByteSize = Field(default=ByteSize(262_144), ge=1, le=900_000)
     messages_per_minute: int | None = Field(default=None, ge=1, le=1_000)
     inactive_after: Duration = timedelta(hours=24)
+    checkpoint_events: int = Field(default=1_000, ge=1, le=1_000_000)
+    """The notary signs a checkpoint with every so many events …"""
+    checkpoint_every: Duration = timedelta(seconds=60)
+    """… and, where any have come, after so long."""
     cache_bytes: ByteSize = Field(default=ByteSize(256 * 1024 * 1024), ge=0)
     analytics_memory: ByteSize = Field(default=ByteSize(1024 * 1024 * 1024), ge=64 * 1024 * 1024)
     """What DuckDB may take for the tables and all queries together."""

@@ -26,6 +26,7 @@ from services.audit import AuditService
 from services.commands import CommandService
 from services.conversations import Conversations
 from services.endpoint import Outbox
+from services.notary import Notary
 from services.queries import QueryService
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SERVICES = ("commands", "queries", "audit", "analytics")
+SERVICES = ("commands", "queries", "audit", "notary", "analytics")
 """What `serve` can run."""
 
 STORE_WITHIN_S = 30.0
@@ -72,6 +73,7 @@ class Process:
         self.commands = CommandService(conversations, outbox)
         self.queries = QueryService(conversations, outbox)
         self.audit = AuditService(store, reading, outbox, window_size=settings.window_size)
+        self.notary = Notary(store.topology, reading, settings)
 
 
 @contextlib.asynccontextmanager
@@ -108,6 +110,8 @@ async def running(
             await process.queries.start(serving)
         if "audit" in services:
             await process.audit.start(serving)
+        if "notary" in services:
+            await process.notary.start()
         if "analytics" in services:
             from services.analytics import AnalyticsService as Analytics  # noqa: PLC0415 (DuckDB)
 
@@ -120,6 +124,7 @@ async def running(
                 await serving.drain()
             await process.queries.idle()
             await process.audit.idle()
+            await process.notary.close()
             if analytics is not None:
                 await analytics.close()
             await conversations.close()

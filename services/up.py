@@ -26,7 +26,10 @@ from infra.supervision import STATUS_FILE, Child, Program, State, Supervisor
 WORKER = (sys.executable, "-P", "-m", "services.cli", "serve", "commands", "queries")
 """Told by its environment where NATS is."""
 
-BESIDE = {name: (*WORKER[:-2], name) for name in ("audit", "analytics")}
+BESIDE = {
+    "audit": (*WORKER[:-2], "audit", "notary"),
+    "analytics": (*WORKER[:-2], "analytics"),
+}
 """Further processes by name, each running services of its own. The ledger is ready without them."""
 
 ANSWERING = ("convo-commands", "convo-queries")
