@@ -17,17 +17,18 @@ made; from then on connections come back by themselves, and calls wait for them 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from eventsourcing.persistence import InterfaceError, OperationalError, PersistenceError
 from nats.aio.client import Client
 
-from infra.jetstream.bridge import Bridge
+from infra.jetstream.bridge import Bridge, Reply
 from infra.jetstream.by_version import ByVersion
 from infra.jetstream.connections import Connections, Server
 from infra.jetstream.errors import NATS_FAILURES, StoreUnavailable, reason
@@ -166,18 +167,27 @@ class JetStreamDatastore:
     # -- calls ---------------------------------------------------------------------------------
 
     def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
-        """Runs a coroutine of a journal on the loop; this thread waits for it.
-
-        The one place where errors leave for the library: all are of its own family
-        (`eventsourcing.persistence.PersistenceError`), the driver's are OperationalErrors.
-        """
+        """Runs a coroutine of a journal on the loop; this thread waits for it."""
         try:
             bridge, _ = self._ready()
         except BaseException:
             coroutine.close()
             raise
-        try:
+        with self._translated():
             return bridge.run(coroutine, self.timeout + SLACK_S)
+
+    def call(self, start: Callable[[Reply[_T]], None]) -> _T:
+        """Calls something on the loop that gives a reply; this thread waits for that."""
+        bridge, _ = self._ready()
+        with self._translated():
+            return bridge.call(start, self.timeout + SLACK_S)
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """The one place where errors leave for the library: all are of its own family
+        (`eventsourcing.persistence.PersistenceError`), the driver's are OperationalErrors."""
+        try:
+            yield
         except PersistenceError:
             raise
         except NATS_FAILURES as error:

@@ -15,29 +15,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from itertools import pairwise
 from sys import maxsize
 from typing import NamedTuple, TypeVar
 
-from eventsourcing.persistence import DataError, IntegrityError
 from nats.aio.client import Client
 
+from infra.jetstream.appender import Addition, Appender
+from infra.jetstream.bridge import Reply
+from infra.jetstream.ends import End, Ends, Mark
 from infra.jetstream.envelope import (
     BATCH_COMMIT,
     BATCH_ID,
     BATCH_SEQUENCE,
     GENESIS,
     Recorded,
-    Tail,
-    pack,
     verify_chain,
 )
 from infra.jetstream.errors import (
     NATS_FAILURES,
-    Conflict,
     LedgerDamaged,
     StoreUnavailable,
     reason,
@@ -45,46 +43,10 @@ from infra.jetstream.errors import (
 from infra.jetstream.reader import PAGE_EVENTS
 from infra.jetstream.store import Store
 
-TOPIC_BYTES_MAX = 200
-"""It travels as a header, and headers have room of their own beside the body."""
-
-ENDS_MAX = 10_000
-"""Subjects whose ends are remembered, about 1 KB each."""
-
-MARKS_MAX = 8
-"""Places of one subject that are remembered beside its end."""
-
 DISCARD_MAX = 64
 """Events rather read and thrown away than searched on for."""
 
-CONFLICTS_MAX = 20
-
 _T = TypeVar("_T")
-
-
-class Addition(NamedTuple):
-    """An event to be recorded on a subject."""
-
-    subject: str
-    topic: str
-    version: int
-    body: bytes
-
-
-class VersionTaken(IntegrityError):
-    """The subject is at or behind that version already.
-
-    `version` is what was to be recorded, `last_version` the subject's last one.
-    """
-
-    def __init__(self, subject: str, version: int, last_version: int) -> None:
-        super().__init__(
-            f"{subject} is at version {last_version}: version {version} cannot be recorded behind "
-            "it; read it again and decide again"
-        )
-        self.subject = subject
-        self.version = version
-        self.last_version = last_version
 
 
 class Span(NamedTuple):
@@ -100,55 +62,6 @@ class Span(NamedTuple):
     def size_max(self) -> int:
         """How many there can be."""
         return maxsize if self.lte is None else self.lte - (-1 if self.gt is None else self.gt)
-
-
-class _Mark(NamedTuple):
-    """An event with this version is at this stream sequence."""
-
-    version: int
-    seq: int
-
-
-class _End:
-    """What is remembered of one subject; kept while anyone holds it.
-
-    `tail`: where to append, None when that has to be asked. `last`: the last event known of.
-    `marks`: other versions that somebody read on from, with their places.
-    """
-
-    __slots__ = ("holders", "last", "lock", "marks", "tail")
-
-    def __init__(self) -> None:
-        self.holders = 0
-        self.lock = asyncio.Lock()
-        self.tail: Tail | None = None
-        self.last = _NONE
-        self.marks: dict[int, int] = {}
-
-    def saw(self, version: int, seq: int) -> None:
-        """Counts an event that may be the subject's last one."""
-        if version > self.last.version:
-            self.last = _Mark(version, seq)
-
-    def mark(self, version: int, seq: int) -> None:
-        """Remembers a place; the one that was marked first is forgotten first."""
-        if version not in self.marks:
-            self.marks[version] = seq
-            if len(self.marks) > MARKS_MAX:
-                del self.marks[next(iter(self.marks))]
-
-    def around(self, version: int) -> tuple[_Mark, _Mark | None]:
-        """The nearest known places at or before a version (0 when there is none), and behind it."""
-        low, high = _NONE, None
-        for mark in [*(_Mark(*item) for item in self.marks.items()), self.last]:
-            if low.version < mark.version <= version:
-                low = mark
-            elif mark.version > version and (high is None or mark.version < high.version):
-                high = mark
-        return low, high
-
-
-_NONE = _Mark(-1, 0)
 
 
 class Journal:
@@ -175,9 +88,11 @@ class Journal:
         self._reader = store.reader
         self._timeout = timeout
         self._request_timeout = request_timeout
-        self._expect_new = expect_new
-        self._ends: OrderedDict[str, _End] = OrderedDict()
-        self._whole_up_to = 0  # no batch is incomplete up to this sequence
+        self.ends = Ends()
+        self._appender = Appender(
+            store, self.ends, lambda subject: self.last(subject, leader=True), expect_new=expect_new
+        )
+        self._whole_up_to = 0
 
     async def close(self) -> None:
         """Returns when every append handed over is done."""
@@ -191,89 +106,11 @@ class Journal:
         Raises VersionTaken when a subject is at one of these versions or behind it already (the
         first subject given comes first), DataError, StoreUnavailable, OutcomeUnknown.
         """
-        subjects: dict[str, int] = {}  # with the first version to be recorded there
-        for addition, before in zip(additions, _before_each(additions), strict=True):
-            if before is None:
-                subjects[addition.subject] = addition.version
-            elif before >= addition.version:
-                raise VersionTaken(addition.subject, addition.version, before)
-            _check_topic(addition.topic)
-        ends = {subject: self._hold(subject) for subject in sorted(subjects)}
-        locked: list[_End] = []
-        try:
-            for end in ends.values():  # in one order for everybody: no two wait for each other
-                await end.lock.acquire()
-                locked.append(end)
-            return await self._append(additions, subjects, ends)
-        finally:
-            for end in locked:
-                end.lock.release()
-            self._let_go(ends.values())
+        return await self._appender.append(additions)
 
-    async def _append(
-        self, additions: Sequence[Addition], subjects: dict[str, int], ends: dict[str, _End]
-    ) -> range:
-        for attempt in range(CONFLICTS_MAX):
-            await asyncio.gather(
-                *(
-                    self._load(subject, ends[subject])
-                    for subject, version in subjects.items()
-                    if ends[subject].tail is None and (attempt or not self._begins(version))
-                )
-            )
-            tails: dict[str, Tail] = {}
-            for subject, version in subjects.items():
-                tail = ends[subject].tail or Tail(subject)  # a beginning, as far as anyone knows
-                if tail.seq and tail.version >= version:
-                    raise VersionTaken(subject, version, tail.version)
-                tails[subject] = tail
-            for end in ends.values():
-                end.tail = None  # until it is known what became of it
-            try:
-                seqs = await self.store.append(
-                    [pack(tails[a.subject], a.topic, a.version, a.body) for a in additions]
-                )
-            except Conflict:
-                if attempt + 1 < CONFLICTS_MAX:
-                    continue  # the leader tells whether one of the versions is really there
-                raise
-            for subject, tail in tails.items():
-                ends[subject].tail = tail
-                ends[subject].saw(tail.version, tail.seq)
-            self._whole_up_to = max(self._whole_up_to, seqs[-1])
-            return seqs
-        raise AssertionError("unreachable")
-
-    async def _load(self, subject: str, end: _End) -> None:
-        last = await self.last(subject, leader=True)
-        if last is None:
-            end.tail = Tail(subject)
-            return
-        digest = bytes.fromhex(last.digest)
-        end.tail = Tail(subject, last.seq, last.version, digest, digest)
-        end.saw(last.version, last.seq)
-
-    def _begins(self, version: int) -> bool:
-        """Whether an event of this version is probably its subject's first."""
-        return self._expect_new or version <= 1
-
-    def _hold(self, subject: str) -> _End:
-        end = self._ends.get(subject)
-        if end is None:
-            end = self._ends[subject] = _End()
-        else:
-            self._ends.move_to_end(subject)
-        end.holders += 1
-        return end
-
-    def _let_go(self, ends: Iterable[_End]) -> None:
-        for end in ends:
-            end.holders -= 1
-        while len(self._ends) > ENDS_MAX:
-            subject, end = self._ends.popitem(last=False)
-            if end.holders:  # two tails of one subject must never meet in a batch
-                self._ends[subject] = end
-                return
+    def record(self, additions: Sequence[Addition], reply: Reply[range]) -> None:
+        """The same for a thread that waits for `reply`; to be called on the loop."""
+        self._appender.record(additions, reply)
 
     # -- reading one subject -------------------------------------------------------------------
 
@@ -313,7 +150,7 @@ class Journal:
             width *= 4
 
     async def _oldest(self, subject: str, span: Span, limit: int | None) -> list[Recorded]:
-        end = self._hold(subject)
+        end = self.ends.hold(subject)
         try:
             up_to = 0
             if self.replicated:
@@ -339,7 +176,7 @@ class Journal:
                         break
             return found
         finally:
-            self._let_go([end])
+            self.ends.let_go([end])
 
     async def _walk(
         self, subject: str, seq: int, up_to: int, page_max: int
@@ -361,7 +198,7 @@ class Journal:
                     return
                 await self._not_there_yet(give_up_at)
 
-    async def _behind(self, subject: str, version: int, end: _End) -> int | None:
+    async def _behind(self, subject: str, version: int, end: End) -> int | None:
         """A stream sequence with every later version at or behind it, and few earlier ones.
 
         None when the subject has no later version. By interpolation between places already known,
@@ -374,12 +211,12 @@ class Journal:
             last = await self.last(subject)
             if last is None or last.version <= version:
                 return None
-            high = _Mark(last.version, last.seq)
+            high = Mark(last.version, last.seq)
         low = await self._search(subject, version, low, high)
         end.mark(low.version, low.seq)
         return low.seq + 1
 
-    async def _search(self, subject: str, version: int, low: _Mark, high: _Mark) -> _Mark:
+    async def _search(self, subject: str, version: int, low: Mark, high: Mark) -> Mark:
         """The event at or before `version` that is behind `low` and nearest to it, or almost."""
         top = high.seq  # nothing of the subject is between here and `high`
         halve = False
@@ -391,9 +228,9 @@ class Journal:
             if event is None or event.seq >= high.seq:
                 top = probe
             elif event.version > version:
-                high, top = _Mark(event.version, event.seq), probe
+                high, top = Mark(event.version, event.seq), probe
             else:
-                low = _Mark(event.version, event.seq)
+                low = Mark(event.version, event.seq)
         return low
 
     # -- reading the stream --------------------------------------------------------------------
@@ -433,10 +270,14 @@ class Journal:
                     break
                 await self._not_there_yet(give_up_at)
         found = found[:limit]
-        if found and not self.replicated and found[-1].seq > self._whole_up_to:
+        if found and not self.replicated and found[-1].seq > self._whole():
             await self._find_whole()
-            found = [event for event in found if event.seq <= self._whole_up_to]
+            found = [event for event in found if event.seq <= self._whole()]
         return found
+
+    def _whole(self) -> int:
+        """Up to here no batch is incomplete, as far as is known."""
+        return max(self._whole_up_to, self._appender.acknowledged)
 
     async def _find_whole(self) -> None:
         """Finds out up to where batches are complete: a wedged disk shows one that is not."""
@@ -489,23 +330,6 @@ _PAUSE_S = 0.1
 _LAG_PAUSE_S = 0.005
 
 
-def _before_each(additions: Sequence[Addition]) -> list[int | None]:
-    """For each addition the version of the one before it on its subject."""
-    last: dict[str, int] = {}
-    before: list[int | None] = []
-    for addition in additions:
-        before.append(last.get(addition.subject))
-        last[addition.subject] = addition.version
-    return before
-
-
-def _check_topic(topic: str) -> None:
-    if not topic or topic != topic.strip() or any(c in topic for c in "\r\n\0"):
-        raise DataError(f"topic {topic!r} cannot travel as a header: blanks around it, or a break")
-    if len(topic.encode("utf-8", "replace")) > TOPIC_BYTES_MAX:
-        raise DataError(f"topic {topic[:40]!r} is longer than {TOPIC_BYTES_MAX} bytes")
-
-
 def _check_order(previous: Recorded | None, page: list[Recorded], *, from_first: bool) -> None:
     """Raises LedgerDamaged unless each event fits the hash, and the version, of the one before."""
     if not page:
@@ -522,7 +346,7 @@ def _check_order(previous: Recorded | None, page: list[Recorded], *, from_first:
             )
 
 
-def _mark_last_skipped(end: _End, page: list[Recorded], span: Span) -> None:
+def _mark_last_skipped(end: End, page: list[Recorded], span: Span) -> None:
     """Remembers the last event read in vain, if any: reading starts behind it the next time."""
     if span.gt is not None and page[0].version <= span.gt:
         skipped = next(event for event in reversed(page) if event.version <= span.gt)

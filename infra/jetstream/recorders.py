@@ -17,7 +17,7 @@ all threads share their commits.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 from uuid import UUID
 
@@ -33,10 +33,11 @@ from eventsourcing.persistence import (
     TrackingRecorder,
 )
 
+from infra.jetstream.appender import Addition, VersionTaken
 from infra.jetstream.by_version import ByVersion
 from infra.jetstream.datastore import TRACKING, VIEW, JetStreamDatastore
 from infra.jetstream.envelope import Recorded
-from infra.jetstream.journal import Addition, Journal, Span, VersionTaken
+from infra.jetstream.journal import Journal, Span
 from infra.jetstream.subscription import JetStreamSubscription
 from infra.jetstream.tokens import decode_token, encode_token
 
@@ -50,6 +51,12 @@ class JetStreamRecorder(Recorder):
     def __init__(self, datastore: JetStreamDatastore) -> None:
         self.datastore = datastore
         self._as_uuid = datastore.originator_id_type == "uuid"
+
+    def _append(self, journal: Journal, additions: list[Addition]) -> Sequence[int]:
+        """Records events, all or none; their sequences."""
+        if not additions:
+            return []
+        return list(self.datastore.call(partial(journal.record, additions)))
 
     def _token(self, originator_id: UUID | str) -> str:
         """The originator as a subject token. Raises DataError."""
@@ -116,11 +123,6 @@ class JetStreamAggregateRecorder(JetStreamRecorder, AggregateRecorder):
             for e in stored_events
         ]
 
-    def _append(self, journal: Journal, additions: list[Addition]) -> Sequence[int]:
-        if not additions:
-            return []
-        return list(self.datastore.run(journal.append(additions)))
-
 
 class JetStreamSnapshotRecorder(JetStreamRecorder, AggregateRecorder):
     """Events on subjects of their own, by originator and version; recorded in any order.
@@ -144,8 +146,7 @@ class JetStreamSnapshotRecorder(JetStreamRecorder, AggregateRecorder):
             )
             for e in stored_events
         ]
-        if additions:
-            self.datastore.run(self._by_version.journal.append(additions))
+        self._append(self._by_version.journal, additions)
         return None
 
     def select_events(
@@ -221,7 +222,7 @@ class _Tracks(JetStreamRecorder, TrackingRecorder):
     def insert_tracking(self, tracking: Tracking) -> None:
         """Records a position. Raises IntegrityError unless it is beyond the one that is there."""
         addition = self._tracking_addition(tracking)
-        self.datastore.run(self._tracking.append([addition]))
+        self._append(self._tracking, [addition])
 
     def max_tracking_id(self, application_name: str) -> int | None:
         """The position recorded last, None when there is none: one round trip."""
@@ -268,7 +269,7 @@ class JetStreamTrackingRecorder(_Tracks):
                 version = 1 if last is None else last.version + 1
                 additions.append(Addition(subject, RECORD_TOPIC, version, body))
             try:
-                self.datastore.run(self._tracking.append(additions))
+                self._append(self._tracking, additions)
             except VersionTaken as taken:
                 if taken.subject == position.subject:
                     raise

@@ -15,7 +15,7 @@ from infra.jetstream import (
     JetStreamProcessRecorder,
     JetStreamSnapshotRecorder,
 )
-from infra.jetstream import journal as journal_module
+from infra.jetstream import ends as ends_module
 from tests.infra.jetstream.library import OpenDatastore, event, versions
 
 
@@ -277,7 +277,7 @@ def test_a_busy_originator_costs_one_request_and_a_new_one_too(
 def test_ends_that_were_forgotten_are_asked_for(
     recorder: JetStreamApplicationRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_module, "ENDS_MAX", 3)
+    monkeypatch.setattr(ends_module, "ENDS_MAX", 3)
     ids = [uuid4() for _ in range(10)]
 
     def insert(id: UUID) -> None:
@@ -288,7 +288,7 @@ def test_ends_that_were_forgotten_are_asked_for(
 
     with ThreadPoolExecutor(10) as threads:
         list(threads.map(insert, ids))
-    assert len(recorder._events._ends) <= 3
+    assert len(recorder._events.ends) <= 3
     assert [versions(recorder, id) for id in ids] == [[1, 2, 3]] * 10
 
 
