@@ -1,0 +1,312 @@
+"""Conversations under every order of events that a store may come up with, at random from a seed.
+
+Many commands and reads at once, on a few conversations that somebody else writes to as well, over
+a store whose answers come late, out of turn, or not at all. Afterwards the log itself tells what
+was right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import pytest
+from pydantic_core import to_json
+
+from domain.commands import Command, parse_command
+from domain.conversation import CommandContext, Limits, Receipt, decide
+from domain.errors import ConversationError
+from domain.events import ConversationEvent
+from domain.identity import ConversationId
+from infra.jetstream.errors import Conflict, OutcomeUnknown, StoreUnavailable, TooLarge
+from services import snapshots as snapshots_module
+from services.conversations import Answer, Conversations
+from services.errors import NotYetThere
+
+from .fake_store import FakeStore, Fate
+
+WINDOW = 3
+IDS = [ConversationId.parse("acme", f"c-{n}") for n in range(3)]
+VERBS = ["init", "append", "append", "append", "turn", "usage", "reset", "update", "import"]
+
+
+@dataclass
+class Sent:
+    """One command that was sent, and everything that was answered to it."""
+
+    number: int
+    id: ConversationId
+    command: Command
+    context: CommandContext
+    from_version: int
+    answers: list[Answer | Exception] = field(default_factory=list)
+    events: tuple[ConversationEvent, ...] = ()
+    seqs: tuple[int, ...] = ()
+    receipt: Receipt | None = None
+    version_shown: int = 0
+    to_version: int = 0
+
+
+class World:
+    """A few conversations, everything that happens to them, and what has to hold all the while."""
+
+    def __init__(
+        self, seed: int, *, cache_bytes: int = 10**9, lag: int = 0, failing: float = 0.0
+    ) -> None:
+        self.random = Random(seed)
+        self.store = FakeStore(self.random, patient=True, lag=lag, failing=failing)
+        self.lag = lag
+        self.conversations = Conversations(
+            self.store.as_store, limits=Limits(), window_size=WINDOW, cache_bytes=cache_bytes
+        )
+        self.sent: list[Sent] = []
+        self.reads: set[asyncio.Task[None]] = set()
+        self.shown: Counter[str] = Counter()
+        self.fates: list[Fate] = ["stored"]
+
+    # -- what happens ----------------------------------------------------------------------------
+
+    async def live(self, turns: int) -> None:
+        steps = {
+            self.send: 6,
+            self.look: 3,
+            self.interfere: 1,
+            self.settle: 8,
+            self.store.let_go: 10,
+        }
+        for _ in range(turns):
+            [step] = self.random.choices(list(steps), list(steps.values()))
+            step()
+            for _ in range(self.random.randrange(4)):
+                await asyncio.sleep(0)
+                self.check_weight()
+
+    async def end(self) -> None:
+        """Lets everything come to its end."""
+        async with asyncio.timeout(10):
+            while self.open:
+                self.settle()
+                self.store.let_go()
+                await asyncio.sleep(0)
+                self.check_weight()
+        self.store.patient = False
+        while self.store.waiting:
+            self.store.let_go()
+        async with asyncio.timeout(5):
+            await self.conversations.close()
+        assert self.conversations._open == 0
+        assert not self.store.handed
+
+    @property
+    def open(self) -> bool:
+        return bool(self.reads) or not all(each.answers for each in self.sent)
+
+    def send(self) -> None:
+        random = self.random
+        number = len(self.sent)
+        again = random.choice(self.sent) if self.sent and random.random() < 0.15 else None
+        if again is not None and again.context.command_id is not None:
+            id, command = again.id, again.command
+            command_id: str | None = again.context.command_id
+            if random.random() < 0.2:
+                command = some_command(random, number)
+        else:
+            id, command = random.choice(IDS), some_command(random, number)
+            command_id = f"command-{number}" if random.random() < 0.7 else None
+        version = len(self.store.log[id.key])
+        expected = random.choice([None] * 8 + [version, version + 1, max(0, version - 1)])
+        context = CommandContext(command_id, f"n{number}", expected)
+        sent = Sent(number, id, command, context, version)
+        self.sent.append(sent)
+        self.conversations.execute(id, command, context, lambda answer: self.answered(sent, answer))
+
+    def answered(self, sent: Sent, answer: Answer | Exception) -> None:
+        sent.answers.append(answer)
+        sent.to_version = len(self.store.log[sent.id.key])
+        if isinstance(answer, Answer):
+            sent.events, sent.seqs = tuple(answer.events), tuple(answer.seqs)
+            sent.receipt = answer.receipt
+            sent.version_shown = answer.view.version
+            expected = self.store.view(sent.id.key, WINDOW, answer.view.version)
+            assert answer.view.state() == expected.state()
+
+    def look(self) -> None:
+        id = self.random.choice(IDS)
+        log = self.store.log[id.key]
+        strong = self.random.random() < 0.3
+        min_seq = log[-1].seq if log and self.random.random() < 0.3 else None
+        sure = strong or min_seq is not None or not self.lag
+        at_least = len(log) if sure else 0
+        task = asyncio.ensure_future(self.read(id, at_least, min_seq, strong=strong))
+        self.reads.add(task)
+        task.add_done_callback(self.reads.discard)
+
+    async def read(
+        self, id: ConversationId, at_least: int, min_seq: int | None, *, strong: bool
+    ) -> None:
+        try:
+            view = await self.conversations.view(id, min_seq=min_seq, strong=strong)
+        except (StoreUnavailable, NotYetThere) as error:
+            self.shown[type(error).__name__] += 1
+            return
+        self.shown["shown"] += 1
+        assert view.version >= at_least, "whatever was stored before it was asked for is shown"
+        assert view.version <= len(self.store.log[id.key]), "nothing is shown that is not stored"
+        assert view.state() == self.store.view(id.key, WINDOW, view.version).state()
+
+    def interfere(self) -> None:
+        number = self.random.randrange(10**6, 10**7)
+        context = CommandContext(None, f"rival-{number}")
+        try:
+            for _ in range(self.random.choice([1, 1, 3])):
+                self.store.rival(
+                    self.random.choice(IDS), some_command(self.random, number), context
+                )
+        except ConversationError:
+            pass
+
+    def settle(self) -> None:
+        for _ in range(self.random.choice([1, 1, 2, 5])):
+            if ready := self.store.may_settle():
+                self.store.settle(self.random.choice(ready), self.random.choice(self.fates))
+
+    # -- what has to hold ------------------------------------------------------------------------
+
+    def check_weight(self) -> None:
+        entries = self.conversations._in_use.values()
+        assert self.conversations._weight == sum(entry.weight for entry in entries) >= 0
+        assert not any(entry.dropped for entry in entries)
+
+    def check(self) -> Counter[str]:
+        """Everything that was answered is what the log says; returns how often what was."""
+        told: Counter[str] = Counter()
+        by_actor: dict[str, list[tuple[int, ConversationEvent]]] = {}
+        commands: Counter[tuple[str, str]] = Counter()
+        for id in IDS:
+            before = ""
+            for recorded, event in zip(
+                self.store.log[id.key], self.store.events(id.key), strict=True
+            ):
+                by_actor.setdefault(event.actor or "", []).append((recorded.seq, event))
+                if before != event.command_id:
+                    commands[id.key, event.command_id] += 1
+                before = event.command_id
+        assert set(commands.values()) <= {1}, "a command was carried out twice"
+        for sent in self.sent:
+            [answer] = sent.answers
+            written = by_actor.get(f"n{sent.number}", [])
+            told[self.check_answer(sent, answer, written)] += 1
+        return told
+
+    def check_answer(
+        self, sent: Sent, answer: Answer | Exception, written: list[tuple[int, ConversationEvent]]
+    ) -> str:
+        if isinstance(answer, OutcomeUnknown):
+            return "unknown"
+        if isinstance(answer, Answer) and sent.events:
+            assert [seq for seq, _ in written] == list(sent.seqs)
+            assert [event for _, event in written] == list(sent.events)
+            assert sent.version_shown == sent.events[-1].originator_version
+            return "written"
+        assert not written, f"stored, but answered {answer!r}"
+        if isinstance(answer, Answer) and sent.receipt is not None:
+            first, last = sent.receipt.first_version, sent.receipt.last_version
+            repeated = self.store.events(sent.id.key)[first - 1 : last]
+            assert {event.command_id for event in repeated} == {sent.context.command_id}
+            assert {event.verb for event in repeated} == {sent.command.verb}
+            return "repeated"
+        if isinstance(answer, Answer):
+            assert self.at_some_time(sent, "nothing to do")
+            return "nothing to do"
+        if isinstance(answer, ConversationError):
+            assert self.at_some_time(sent, answer.code), f"{answer.code} was never so"
+            return answer.code
+        assert isinstance(answer, StoreUnavailable | TooLarge | Conflict), repr(answer)
+        return type(answer).__name__
+
+    def at_some_time(self, sent: Sent, outcome: str) -> bool:
+        """Whether this would have been the outcome at a version between question and answer."""
+        for version in range(sent.to_version, sent.from_version - 1, -1):
+            conversation = self.store.conversation(sent.id.key, version)
+            try:
+                decision = decide(conversation, sent.id, sent.command, sent.context, Limits())
+                found = "done" if decision.events else "nothing to do"
+            except ConversationError as refused:
+                found = refused.code
+            if found == outcome:
+                return True
+        return False
+
+
+def some_command(random: Random, number: int) -> Command:
+    message: dict[str, Any] = {"role": "user", "content": f"message {number}"}
+    if random.random() < 0.2:
+        message["message_id"] = f"m{random.randrange(20)}"
+    verb = random.choice(VERBS)
+    bodies: dict[str, dict[str, Any]] = {
+        "init": {"user_id": f"user-{number}"},
+        "append": message,
+        "turn": {
+            "messages": [message, {"role": "assistant", "content": "indeed"}],
+            "usage": {"prompt_tokens": 3, "completion_tokens": 4},
+        },
+        "usage": {"prompt_tokens": 5, "completion_tokens": 6},
+        "reset": {"reason": f"reason {number}"},
+        "update": random.choice([{}, {"context": {"n": number}}]),
+        "import": {"messages": random.choice([[], [message]]), "mode": "append"},
+    }
+    return parse_command(verb, to_json(bodies[verb]))
+
+
+@pytest.fixture(autouse=True)
+def snapshots_at_every_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshots_module, "EVERY_EVENTS", 3)
+    monkeypatch.setattr(snapshots_module, "DUTY", 1e9)
+
+
+FATES: list[Fate] = ["stored"] * 20
+FATES += ["unavailable", "too large", "unknown, stored", "unknown, lost"]
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_everything_is_answered_once_and_as_the_log_says(seed: int) -> None:
+    world = World(seed)
+    await world.live(500)
+    await world.end()
+    told = world.check()
+    assert told["written"] > 10
+    assert world.shown["shown"] == sum(world.shown.values())
+    assert world.store.saved, "snapshots were written"
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_it_holds_while_writes_and_reads_fail(seed: int) -> None:
+    world = World(100 + seed, failing=0.05)
+    world.fates = FATES
+    await world.live(500)
+    await world.end()
+    told = world.check()
+    assert told["written"] > 10
+    assert told["unknown"] + told["StoreUnavailable"] > 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_it_holds_when_nothing_stays_in_memory(seed: int) -> None:
+    world = World(200 + seed, cache_bytes=1)
+    world.fates = FATES
+    await world.live(400)
+    await world.end()
+    assert world.check()["written"] > 10
+    assert world.conversations._weight == 0
+    assert not world.conversations._in_use
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_it_holds_when_replicas_lag(seed: int) -> None:
+    world = World(300 + seed, lag=3)
+    await world.live(300)
+    await world.end()
+    assert world.check()["written"] > 10
