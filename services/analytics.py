@@ -10,20 +10,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from eventsourcing.persistence import OperationalError, PersistenceError
+from eventsourcing.persistence import OperationalError, PersistenceError, Tracking
 from nats.aio.client import Client
 from nats.micro.service import EndpointConfig, EndpointStats, Service, ServiceConfig
 
+from domain.identity import ConversationId
 from infra.jetstream.errors import StoreUnavailable
 from infra.jetstream.topology import Topology
 from infra.settings import Settings
+from projections.analytics.rows import ConversationRow, Received, Rows, new_conversation
 from projections.analytics.view import AnalyticsView, DuckDBDatastore, RebuildNeeded
 from services import sql
 from services.endpoint import VERSION, Outbox
-from services.projector import Following, Projector, heads
+from services.projector import Following, Projector, Taken, heads
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +38,58 @@ OPEN_WITHIN_S: Final = 20.0
 """How long a predecessor may take to let go of the file."""
 
 
+CONVERSATIONS_CACHED: Final = 50_000
+
+
 class AnalyticsUnavailable(StoreUnavailable):
     """The tables cannot be opened; the message says what to do."""
+
+
+class AnalyticsTarget:
+    """The analytics tables as a projector fills them; keeps the rows of conversations in use."""
+
+    name = "analytics"
+    remedy = "run `convo rebuild analytics`"
+
+    def __init__(self, view: AnalyticsView) -> None:
+        self._view = view
+        self._conversations: OrderedDict[str, ConversationRow] = OrderedDict()
+
+    def positions(self) -> dict[str, int]:
+        """The sequence of the last event in the tables, by stream."""
+        return self._view.positions()
+
+    def hash_at(self, partition: int, seq: int) -> str | None:
+        """The chain hash of the event at that place, as the tables have it."""
+        return self._view.hash_at(partition, seq)
+
+    def write(self, partition: int, events: Sequence[Taken], tracking: Tracking) -> None:
+        """Adds the events' rows with their tracking in one transaction."""
+        conversations = self._known({each.key for each in events})
+        rows = Rows()
+        for key, event, recorded in events:
+            received = Received(event, partition, recorded.seq, recorded.digest, recorded.body)
+            rows.fold(received, conversations[key])
+        self._view.write(rows, tracking)
+
+    def forget(self) -> None:
+        """Drops the rows in memory."""
+        self._conversations.clear()
+
+    def _known(self, keys: set[str]) -> dict[str, ConversationRow]:
+        """The rows of these conversations: from memory, else from the tables, else new ones."""
+        cache = self._conversations
+        missing = [key for key in keys if key not in cache]
+        found = self._view.conversations(map(ConversationId.from_key, missing))
+        for key in missing:
+            cache[key] = found.get(key) or new_conversation(key)
+        known = {}
+        for key in keys:
+            cache.move_to_end(key)
+            known[key] = cache[key]
+        while len(cache) > max(CONVERSATIONS_CACHED, len(keys)):
+            cache.popitem(last=False)
+        return known
 
 
 class Tables:
@@ -110,7 +164,9 @@ class AnalyticsService:
     async def follow(self, view: AnalyticsView, until: dict[int, int] | None = None) -> Tables:
         """Has a projector of its own follow the ledger into these tables."""
         assert self._nc is not None, "start() comes first"
-        projector = Projector(view, self.topology, changed=self._changed, until=until)
+        projector = Projector(
+            AnalyticsTarget(view), self.topology, changed=self._changed, until=until
+        )
         following = Following(self._nc, projector)
         await following.start()
         return Tables(view, projector, following)

@@ -1,9 +1,10 @@
-"""The projector: follows the ledger and folds it into the analytics tables, in a thread of its own.
+"""The projector: follows the ledger and folds it into a view's tables, in a thread of its own.
 
-Each batch is rows and tracking in one transaction, so that a restart goes on exactly behind what is
-in the tables. A store or a disk that fails for a while is tried again; an event that cannot be
-understood stops the projector in front of it, in a state that says why, and nothing behind it is
-lost: a release that understands it goes on from there.
+One for every view that is kept in a file: the analytics tables, the directory. Each batch is rows
+and tracking in one transaction, so that a restart goes on exactly behind what is in the tables. A
+store or a disk that fails for a while is tried again; an event that cannot be understood stops the
+projector in front of it, in a state that says why, and nothing behind it is lost: a release that
+understands it goes on from there.
 """
 
 from __future__ import annotations
@@ -12,17 +13,16 @@ import asyncio
 import logging
 import queue
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 from eventsourcing.persistence import OperationalError, StoredEvent, Tracking
 from nats.aio.client import Client
 
-from domain.identity import ConversationId
+from domain.events import ConversationEvent
 from domain.mapper import ConversationMapper
 from infra.jetstream.envelope import Recorded, unpack_stored
 from infra.jetstream.errors import LedgerDamaged, StoreUnavailable
@@ -30,14 +30,11 @@ from infra.jetstream.errors import LedgerDamaged, StoreUnavailable
 # The feed of the library's subscriptions asks of its owner no more than an `_Intake` has.
 from infra.jetstream.subscription import JetStreamSubscription, _Feed
 from infra.jetstream.topology import Topology, call
-from projections.analytics.rows import ConversationRow, Received, Rows, new_conversation
-from projections.analytics.view import AnalyticsView
 
 log = logging.getLogger(__name__)
 
 BATCH_EVENTS: Final = 10_000
 BACKLOG_EVENTS_MAX: Final = 30_000
-CONVERSATIONS_CACHED: Final = 50_000
 RETRY_S: Final = 1.0
 
 _NO_MESSAGE: Final = 10037
@@ -65,30 +62,60 @@ class Progress:
     """How long after it was stored the last event of the last batch was in the tables."""
 
 
+class Taken(NamedTuple):
+    """One event of a batch: what it says, and how the ledger has it."""
+
+    key: str
+    """Of the conversation's id."""
+    event: ConversationEvent
+    recorded: Recorded
+
+
+class Target(Protocol):
+    """Tables that a projector fills: rows and their tracking commit together."""
+
+    name: str
+    """What it is called in the log."""
+    remedy: str
+    """How an operator has the tables built anew."""
+
+    def positions(self) -> dict[str, int]:
+        """The sequence of the last event in the tables, by the name of its stream."""
+
+    def hash_at(self, partition: int, seq: int) -> str | None:
+        """The hash of the event that was the last one in the tables; None where it is not known."""
+
+    def write(self, partition: int, events: Sequence[Taken], tracking: Tracking) -> None:
+        """Adds a batch of events, all or nothing. Raises OperationalError where trying again may
+        help, and any other exception for a batch that cannot be written."""
+
+    def forget(self) -> None:
+        """Drops what it has in memory: the last batch was not written."""
+
+
 class Projector:
-    """Writes one view's tables. `changed` is called in the projector's thread at each progress.
+    """Fills one target's tables. `changed` is called in the projector's thread at each progress.
 
     `until`: the sequence in each partition behind which it takes nothing any more (a rebuild).
     """
 
     def __init__(
         self,
-        view: AnalyticsView,
+        target: Target,
         topology: Topology,
         *,
         changed: Callable[[], None],
         until: dict[int, int] | None = None,
     ) -> None:
-        self.view = view
+        self.target = target
         self.topology = topology
         self.progress = Progress()
-        found = view.positions()
+        found = target.positions()
         for partition in range(topology.partitions):
             self.progress.positions[partition] = found.get(topology.stream_name(partition), 0)
         self.until = until
         self._changed = changed
         self._mapper = ConversationMapper()
-        self._conversations: OrderedDict[str, ConversationRow] = OrderedDict()
         self._arrived: queue.SimpleQueue[tuple[int, Sequence[Recorded]] | None] = (
             queue.SimpleQueue()
         )
@@ -171,11 +198,11 @@ class Projector:
                 self._write_batch(partition, events)
                 return
             except OperationalError as error:
-                self._conversations.clear()
+                self.target.forget()
                 self._enter(State.RETRYING, str(error))
                 self._stopping.wait(RETRY_S)
             except Exception as error:
-                self._conversations.clear()
+                self.target.forget()
                 if len(events) == 1:
                     raise CannotProject(events[0], error) from error
                 half = len(events) // 2
@@ -184,9 +211,8 @@ class Projector:
                 return
 
     def _write_batch(self, partition: int, events: Sequence[Recorded]) -> None:
-        rows = self._folded(partition, events)
         stream = self.topology.stream_name(partition)
-        self.view.write(rows, Tracking(stream, events[-1].seq))
+        self.target.write(partition, self._taken(events), Tracking(stream, events[-1].seq))
         progress = self.progress
         progress.positions[partition] = events[-1].seq
         progress.events += len(events)
@@ -195,36 +221,14 @@ class Projector:
         if progress.state is State.RETRYING:
             self._enter(State.FOLLOWING, None)
 
-    def _folded(self, partition: int, events: Sequence[Recorded]) -> Rows:
+    def _taken(self, events: Sequence[Recorded]) -> list[Taken]:
         originator = self.topology.originator
-        received: list[tuple[str, Received]] = []
+        taken = []
         for event in events:
             key = originator(event.subject)
             stored = StoredEvent(key, event.version, event.topic, event.body)
-            domain_event = self._mapper.to_domain_event(stored)
-            received.append(
-                (key, Received(domain_event, partition, event.seq, event.digest, event.body))
-            )
-        conversations = self._known({key for key, _ in received})
-        rows = Rows()
-        for key, each in received:
-            rows.fold(each, conversations[key])
-        return rows
-
-    def _known(self, keys: set[str]) -> dict[str, ConversationRow]:
-        """The rows of these conversations: from memory, else from the tables, else new ones."""
-        cache = self._conversations
-        missing = [key for key in keys if key not in cache]
-        found = self.view.conversations(map(ConversationId.from_key, missing))
-        for key in missing:
-            cache[key] = found.get(key) or new_conversation(key)
-        known = {}
-        for key in keys:
-            cache.move_to_end(key)
-            known[key] = cache[key]
-        while len(cache) > max(CONVERSATIONS_CACHED, len(keys)):
-            cache.popitem(last=False)
-        return known
+            taken.append(Taken(key, self._mapper.to_domain_event(stored), event))
+        return taken
 
     def _stop(self, partition: int, error: Exception) -> None:
         stream = self.topology.stream_name(partition)
@@ -235,7 +239,8 @@ class Projector:
         if (state, reason) != (self.progress.state, self.progress.reason):
             log.log(
                 logging.INFO if state is State.FOLLOWING else logging.ERROR,
-                "analytics projection %s%s",
+                "%s projection %s%s",
+                self.target.name,
                 state.value,
                 f": {reason}" if reason else "",
             )
@@ -337,11 +342,11 @@ class Following:
         if "error" in answer and answer["error"].get("err_code") != _NO_MESSAGE:
             raise StoreUnavailable(f"{stream}: {answer['error'].get('description')}")
         found = unpack_stored(answer["message"]).digest if "message" in answer else None
-        if found != self._projector.view.hash_at(partition, seq):
+        if found != self._projector.target.hash_at(partition, seq):
             raise LedgerDamaged(
                 f"the tables hold sequence {seq} of {stream}, and the ledger has "
                 f"{'another event' if found else 'none'} there: it was replaced or is damaged. "
-                "If it is the right one, run `convo rebuild analytics`"
+                f"If it is the right one, {self._projector.target.remedy}"
             )
 
 
