@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from services.cli import output
+from services.cli.analytics import sql
 from services.cli.audit import diff, replay, verify
 from services.cli.conversations import append, init, reset, turn, update, usage
 from services.cli.errors import FAILED, INTERRUPTED, USAGE, CommandFailed, Interrupted
@@ -185,6 +186,7 @@ for _command in (
     replay,
     verify,
     diff,
+    sql,
     tail,
     status,
     doctor,

@@ -28,6 +28,7 @@ CONTRACT = [
     "replay",
     "verify",
     "diff",
+    "sql",
     "tail",
     "status",
     "doctor",

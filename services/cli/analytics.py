@@ -1,0 +1,242 @@
+"""The commands that ask the tables: sql, and what is made of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from services.cli import output
+from services.cli.errors import CommandFailed, Unanswered
+from services.cli.options import Client, client_options, given
+
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
+
+FORMATS: Final = ("table", "json", "csv", "arrow", "parquet")
+CELL_WIDTH: Final = 60
+CHART_WIDTH: Final = 50
+ANSWER_WITHIN_S: Final = 5.0
+"""How much longer than the query may take its answer is waited for."""
+
+
+@click.command()
+@click.argument("statement", metavar="SQL")
+@click.option("--tenant", "tenant_id", metavar="TENANT", help="This tenant's rows only.")
+@click.option("--params", metavar="JSON", help="Values for ? (a list) or $name (an object).")
+@click.option(
+    "--format", "format_", type=click.Choice(FORMATS), help="[default: table; json with --json]"
+)
+@click.option(
+    "-o", "file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Into FILE."
+)
+@click.option("--max-rows", type=click.IntRange(1), metavar="N", help="[default: 10000]")
+@click.option("--min-seq", type=click.IntRange(0), metavar="N", help="With event seq N included.")
+@click.option(
+    "--chart", is_flag=True, help="Bars: labels of the first column, numbers of the last."
+)
+@client_options
+def sql(
+    client: Client,
+    *,
+    statement: str,
+    params: str | None,
+    format_: str | None,
+    file: Path | None,
+    min_seq: int | None,
+    chart: bool,
+    **fields: Any,
+) -> None:
+    """Ask the analytics tables in SQL (DuckDB's), read-only.
+
+    Tables: events, messages, usage, conversations, tracking. Views: daily_usage, usage_by_user,
+    usage_by_model, usage_without_cost, active_conversations, response_times. --timeout limits the
+    query too. `-` reads the statement from standard input.
+
+    \b
+    Example:
+      convo sql "SELECT role, count(*) FROM messages GROUP BY role"
+      convo sql "FROM daily_usage" --tenant acme --chart
+      convo sql "FROM usage WHERE model = ?" --params '["gpt-4o"]' --format parquet -o u.parquet
+    """
+    from services.cli.options import text_or_stdin
+
+    wanted = format_ or ("json" if client.as_json else "table")
+    if wanted in {"arrow", "parquet"} and file is None and sys.stdout.isatty():
+        raise click.UsageError(f"{wanted} is not for a terminal: name a file with -o")
+    over_nats = {"table": "json", "parquet": "arrow"}.get(wanted, wanted) if not chart else "json"
+    body = given(
+        sql=text_or_stdin(statement),
+        params=_params(params),
+        format=over_nats,
+        timeout_ms=max(1, int(client.timeout_s * 1000)),
+        **fields,
+    )
+    answer = ask_sql(client, body, min_seq)
+    if chart:
+        output.show(bars(json.loads(answer.data)))
+        return
+    if wanted == "table" and file is None:
+        output.show(table(json.loads(answer.data)))
+        return
+    _deliver(as_format(answer.data, wanted), file)
+    _warn_when_cut(answer, over_nats)
+
+
+def ask_sql(client: Client, body: dict[str, Any], min_seq: int | None = None) -> Msg:
+    """Asks `convo.sql`; returns the message that answers. `CommandFailed` when it is refused."""
+    from services.cli.requests import settings_of
+    from services.endpoint import MIN_SEQ
+
+    headers = None if min_seq is None else {MIN_SEQ: str(min_seq)}
+    within_s = client.timeout_s + ANSWER_WITHIN_S
+    return asyncio.run(_request(settings_of(client.nats), "convo.sql", body, headers, within_s))
+
+
+async def _request(
+    settings: Any,
+    subject: str,
+    body: dict[str, Any],
+    headers: dict[str, str] | None,
+    within_s: float,
+) -> Msg:
+    from nats.errors import Error as NatsError
+    from nats.errors import NoRespondersError
+    from nats.errors import TimeoutError as NatsTimeout
+
+    from services.cli.requests import connected, encode, read_answer
+    from services.endpoint import ERROR_CODE
+
+    async with connected(settings) as connection:
+        try:
+            message = await connection.request(
+                subject, encode(body), timeout=within_s, headers=headers
+            )
+        except NoRespondersError:
+            raise Unanswered(
+                "the server is there, but no service answers SQL: start it with `convo up` or "
+                "`convo serve analytics`"
+            ) from None
+        except NatsTimeout:
+            raise Unanswered(
+                f"no answer within {within_s:g} s: look at `convo status`, or raise --timeout"
+            ) from None
+        except NatsError as error:
+            raise Unanswered(f"the connection to the server failed ({error}): try again") from None
+    if (message.headers or {}).get(ERROR_CODE):
+        read_answer(message.data)
+        raise CommandFailed("the answer is an error that says nothing")
+    return message
+
+
+def _params(text: str | None) -> Any:
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise click.UsageError(f"--params is no JSON: {error}") from None
+    if not isinstance(found, list | dict):
+        raise click.UsageError('--params is a list or an object: [1, "a"] or {"name": 1}')
+    return found
+
+
+def _deliver(content: bytes, file: Path | None) -> None:
+    if file is None:
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+    else:
+        file.write_bytes(content)
+
+
+def as_format(data: bytes, wanted: str) -> bytes:
+    """The bytes of an answer as a file of this format holds them."""
+    if wanted == "table":
+        return "".join(f"{line}\n" for line in table(json.loads(data))).encode()
+    if wanted == "parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.ipc.open_stream(data).read_all(), sink)
+        return bytes(sink.getvalue().to_pybytes())
+    return data + b"\n" if wanted == "json" else data
+
+
+def _warn_when_cut(answer: Msg, over_nats: str) -> None:
+    headers = answer.headers or {}
+    cut = headers.get("Convo-Truncated") == "true"
+    if over_nats == "json":
+        cut = json.loads(answer.data)["truncated"]
+    if cut:
+        click.echo("convo: the answer was cut: raise --max-rows, or ask for less", err=True)
+
+
+# -- for a person ---------------------------------------------------------------------------------
+
+
+def table(reply: dict[str, Any]) -> Iterator[str]:
+    """The rows in columns: numbers to the right, long texts cut, controls written out."""
+    names = [output.row(column["name"], CELL_WIDTH) for column in reply["columns"]]
+    rows = [[_cell(value) for value in row] for row in reply["rows"]]
+    numbers = [
+        all(_is_number(row[place]) or row[place] is None for row in reply["rows"])
+        for place in range(len(names))
+    ]
+    widths = [
+        max(len(name), *(len(row[place]) for row in rows), 0) if rows else len(name)
+        for place, name in enumerate(names)
+    ]
+    yield _line(names, widths, numbers)
+    yield "  ".join("-" * width for width in widths)
+    for row in rows:
+        yield _line(row, widths, numbers)
+    cut = ", cut: raise --max-rows, or ask for less" if reply["truncated"] else ""
+    yield f"({reply['row_count']:,} rows in {reply['elapsed_ms']:.0f} ms{cut})"
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], numbers: Sequence[bool]) -> str:
+    aligned = (
+        cell.rjust(width) if is_number else cell.ljust(width)
+        for cell, width, is_number in zip(cells, widths, numbers, strict=True)
+    )
+    return "  ".join(aligned).rstrip()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return output.one_line(text, CELL_WIDTH)
+
+
+def _is_number(value: Any) -> bool:
+    return _number(value) is not None
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or value is None:
+        return None
+    try:
+        return float(value) if isinstance(value, int | float | str) else None
+    except ValueError:
+        return None
+
+
+def bars(reply: dict[str, Any]) -> Iterator[str]:
+    """A bar for each row: its label is the first column, its length the last."""
+    points = [
+        (_cell(row[0]), number) for row in reply["rows"] if (number := _number(row[-1])) is not None
+    ]
+    if not points or len(reply["columns"]) < 2:
+        raise CommandFailed("a chart needs rows whose last column is a number, behind a label")
+    width = max(len(label) for label, _ in points)
+    largest = max(abs(number) for _, number in points) or 1.0
+    for label, number in points:
+        length = round(abs(number) / largest * CHART_WIDTH)
+        yield f"{label:<{width}}  {'█' * length or '▏'} {number:,.10g}"
