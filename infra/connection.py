@@ -17,6 +17,7 @@ from nats.errors import Error as NatsError
 from nats.errors import SlowConsumerError
 
 from infra.settings import Settings, variable, without_password
+from infra.sturdy import SturdyClient
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class ServerTooOld(ConnectionRefused):
 
 async def connect(
     url: str, *, name: str, settings: Settings, within: float = FIRST_CONNECT_TIMEOUT_S
-) -> Client:
+) -> SturdyClient:
     """Returns a connection that is up; from then on it reconnects for ever, every 0.1 s.
 
     `url` may name several servers, with commas; `within` bounds the first connection, in seconds.
@@ -55,7 +56,7 @@ async def connect(
     it but by its own timeout. `ServerUnreachable`, `CredentialsRefused` or `ServerTooOld`.
     """
     watch = _Watch(name)
-    client = Client()
+    client = SturdyClient()
     connecting = asyncio.ensure_future(client.connect(**_options(url, settings, watch)))
     refused = asyncio.ensure_future(watch.refused.wait())
     try:

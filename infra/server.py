@@ -320,12 +320,15 @@ class EmbeddedServer:
         return f"It said: {said}. Its log: {self.log_file}"
 
 
+# max_pending: what may wait for one client. At 64 MB, the server's default, a dozen of the largest
+# requests at once cut a worker off, and with it everybody else's requests.
 CONFIG = """\
 # Written by `convo up` at each start; changes made here do not last.
 server_name: {name}
 listen: "{host}:{port}"
 ports_file_dir: {ports_dir}
 max_payload: {max_payload}
+max_pending: 512MB
 log_file: {log_file}
 logfile_size_limit: 33554432
 logfile_max_num: 4

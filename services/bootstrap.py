@@ -25,7 +25,7 @@ from infra.settings import Settings
 from services.audit import AuditService
 from services.commands import CommandService
 from services.conversations import Conversations
-from services.endpoint import Outbox
+from services.endpoint import NEVER_ANSWER, Outbox
 from services.notary import Notary
 from services.queries import QueryService
 
@@ -88,6 +88,7 @@ async def running(
     name = "convo-" + "-".join(services)
     async with contextlib.AsyncExitStack() as stack:
         serving = await connect(url, name=name, settings=settings)
+        serving.never_answer = NEVER_ANSWER
         stack.push_async_callback(serving.close)
         writing = await connect(url, name=f"{name}-write", settings=settings)
         stack.push_async_callback(writing.close)

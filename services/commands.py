@@ -20,6 +20,7 @@ from domain.conversation import CommandContext, Receipt
 from domain.errors import ConversationError, InvalidRequest
 from domain.events import ConversationEvent, MessageAppended
 from domain.identity import ConversationId
+from infra.jetstream.envelope import Recorded
 from infra.jetstream.errors import LedgerDamaged
 from projections.state import ConversationView
 from projections.totals import Totals
@@ -32,6 +33,7 @@ from services.endpoint import (
     conversation_of,
     header_name,
     header_number,
+    readable_headers,
     start_service,
 )
 from services.paging import cut_state
@@ -124,7 +126,12 @@ class CommandService:
         last = await store.last(id.key, leader=True)
         first = last and await store.locate_version(id.key, receipt.first_version, last=last)
         count = receipt.last_version - receipt.first_version + 1
-        recorded = (await store.read_page(id.key, first.seq, count))[0] if first else []
+        recorded: list[Recorded] = []
+        seq = first.seq if first else 0
+        while seq and len(recorded) < count:
+            page, pending = await store.read_page(id.key, seq, count - len(recorded))
+            recorded += page
+            seq = page[-1].seq + 1 if page and pending else 0
         if len(recorded) != count or recorded[0].version != receipt.first_version:
             raise LedgerDamaged(
                 f"versions {receipt.first_version} to {receipt.last_version} of {id.key} are not "
@@ -181,7 +188,7 @@ def _events(events: Sequence[ConversationEvent], seqs: Sequence[int]) -> list[di
 
 
 def _context(request: Request, command: Command) -> CommandContext:
-    headers = request.headers
+    headers = readable_headers(request)
     if not headers:
         return CommandContext(command.command_id)
     command_id = header_name(headers, COMMAND_ID)

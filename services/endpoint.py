@@ -23,6 +23,7 @@ from pydantic_core import to_json
 
 from domain.errors import InvalidRequest
 from domain.identity import ConversationId
+from infra.sturdy import MALFORMED
 from services.errors import Refusal, refusal
 
 log = logging.getLogger(__name__)
@@ -38,8 +39,13 @@ CONSISTENCY = "Convo-Consistency"
 ERROR = "Nats-Service-Error"
 ERROR_CODE = "Nats-Service-Error-Code"
 
+NEVER_ANSWER = ("convo.", "$")
+"""Reply subjects that no answer goes to: the ledger's own, and the system's (JetStream, services).
+A client's inbox begins with another word; whoever asks for an answer there wants us to write."""
+
 NAME_MAX = 128
 _HEADER_TEXT_MAX = 200
+_UNREADABLE = "\ufffd"  # what nats-py makes of bytes that are no UTF-8
 _NUMBER_MAX = 2**53
 
 Headers = Mapping[str, str]
@@ -157,12 +163,24 @@ def header_number(headers: Headers, name: str) -> int | None:
 def header_name(headers: Headers, name: str) -> str | None:
     """The text (1 … 128 characters) in a header, None where not set. Raises InvalidRequest."""
     text = headers.get(name)
+    if text is not None and _UNREADABLE in text:
+        raise InvalidRequest(
+            f"header {name} has to be UTF-8", [{"field": name, "problem": "not UTF-8"}]
+        )
     if text is None or 0 < len(text) <= NAME_MAX:
         return text
     raise InvalidRequest(
         f"header {name} has to be 1 to {NAME_MAX} characters",
         [{"field": name, "problem": f"{len(text)} characters"}],
     )
+
+
+def readable_headers(request: Request) -> Headers:
+    """The request's headers; empty when it has none. Raises InvalidRequest for a broken block."""
+    headers = request.headers or {}
+    if MALFORMED in headers:
+        raise InvalidRequest("the message's header block is not one (NATS/1.0, names and values)")
+    return headers
 
 
 def header_choice(headers: Headers, name: str, choices: tuple[str, ...]) -> str | None:

@@ -31,6 +31,7 @@ from services.endpoint import (
     conversation_of,
     header_choice,
     header_number,
+    readable_headers,
     start_service,
 )
 from services.paging import cut_state, newest_that_fit, oldest_that_fit
@@ -148,7 +149,7 @@ class QueryService:
                 f"there is no view {view[:40]!r}: ask for one of {', '.join(self._views)}"
             )
         model, show = self._views[view]
-        headers = request.headers or {}
+        headers = readable_headers(request)
         min_seq = header_number(headers, MIN_SEQ)
         strong = header_choice(headers, CONSISTENCY, ("strong", "eventual")) == "strong"
         return Asked(id, parse_as(model, view, request.data), min_seq, strong), show

@@ -17,6 +17,7 @@ from eventsourcing.persistence import OperationalError
 from nats.aio.client import Client
 
 from infra.jetstream.errors import NATS_FAILURES, StoreUnavailable, reason
+from infra.sturdy import SturdyClient
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ class Connections:
 
 async def _connect(server: Server, name: str) -> Client:
     """A connection that is up, and reconnects for ever. Raises OperationalError."""
-    client = Client()
+    client = SturdyClient()
     said: list[str] = []
 
     async def on_error(error: Exception) -> None:

@@ -1,0 +1,58 @@
+"""A NATS client that no message can bring down, whoever published it.
+
+nats-py 2.16 ends its read loop, with a traceback, at the first subject that is no UTF-8 or header
+block that is none; the connection then hears nothing until its pings fail. It also takes vertical
+tabs and form feeds in a subject for blanks, which nats-server does not, and drops the connection
+over them. Both would let anyone who may publish a request silence a service.
+"""
+
+from __future__ import annotations
+
+import re
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.protocol import parser
+
+MALFORMED = "Malformed-Headers"
+"""Stands in the headers of a message whose own could not be read (a name that no sender can set
+without meaning it: such a message is refused either way)."""
+
+# The client's own expressions, but blanks are what the protocol says: space and tab.
+parser.MSG_RE = re.compile(
+    rb"\AMSG[ \t]+([^ \t\r\n]+)[ \t]+([^ \t\r\n]+)[ \t]+(([^ \t\r\n]+)[ \t]+)?(\d+)\r\n"
+)
+parser.HMSG_RE = re.compile(
+    rb"\AHMSG[ \t]+([^ \t\r\n]+)[ \t]+([^ \t\r\n]+)[ \t]+(([^ \t\r\n]+)[ \t]+)?(\d+)[ \t]+(\d+)\r\n"
+)
+
+
+class SturdyClient(Client):
+    """nats-py's client, except for what this module's text says.
+
+    A message whose reply subject begins with one of `never_answer` arrives without one: an answer
+    sent there would be a write in our name to where the sender may not write.
+    """
+
+    never_answer: tuple[str, ...] = ()
+
+    def _build_message(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> Msg:
+        answer_to = reply.decode("utf-8", "replace")
+        if self.never_answer and answer_to.startswith(self.never_answer):
+            answer_to = ""
+        return self.msg_class(
+            subject=subject.decode("utf-8", "replace"),
+            reply=answer_to,
+            data=data,
+            headers=headers,
+            _client=self,
+            _sid=sid,
+        )
+
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        try:
+            return await super()._process_headers(headers)
+        except (IndexError, ValueError):
+            return {MALFORMED: "1"}
