@@ -8,6 +8,7 @@ away at any time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import OrderedDict
@@ -17,8 +18,10 @@ from typing import Any, Final
 
 from eventsourcing.persistence import OperationalError, PersistenceError, Tracking
 from nats.aio.client import Client
+from nats.micro.request import Request
 from nats.micro.service import EndpointConfig, EndpointStats, Service, ServiceConfig
 
+from domain.commands import parse_as
 from domain.identity import ConversationId
 from infra.jetstream.errors import StoreUnavailable
 from infra.jetstream.topology import Topology
@@ -27,12 +30,16 @@ from projections.analytics.rows import ConversationRow, Received, Rows, new_conv
 from projections.analytics.view import AnalyticsView, DuckDBDatastore, RebuildNeeded
 from services import sql
 from services.endpoint import VERSION, Outbox
+from services.errors import Refusal
 from services.projector import Following, Projector, Taken, heads
 
 log = logging.getLogger(__name__)
 
 FILE: Final = Path("analytics/ledger.duckdb")
 """Within the data directory."""
+
+REBUILD: Final = "convo.analytics.rebuild"
+EXCHANGE_WITHIN_S: Final = 5.0
 
 OPEN_WITHIN_S: Final = 20.0
 """How long a predecessor may take to let go of the file."""
@@ -100,10 +107,14 @@ class Tables:
         self.projector = projector
         self.following = following
 
-    async def close(self) -> None:
-        """Stops following, finishes the batch at hand, and lets go of the file."""
+    async def pause(self) -> None:
+        """Stops following and finishes the batch at hand; the file stays open."""
         await self.following.close()
         await asyncio.to_thread(self.projector.close)
+
+    async def close(self) -> None:
+        """Stops following, finishes the batch at hand, and lets go of the file."""
+        await self.pause()
         self.view.close()
         await asyncio.to_thread(self.view.datastore.close)
 
@@ -120,6 +131,7 @@ class AnalyticsService:
         self._nc: Client | None = None
         self._loop = asyncio.get_running_loop()
         self._progressed = asyncio.Event()
+        self._rebuilding: asyncio.Task[None] | None = None
         self._sql = sql.SqlService(
             outbox,
             partition_of=self._partition_of,
@@ -151,12 +163,18 @@ class AnalyticsService:
         await service.add_endpoint(
             EndpointConfig(name="sql", subject=sql.SUBJECT, handler=self._sql.handle)
         )
+        await service.add_endpoint(
+            EndpointConfig(name="rebuild", subject=REBUILD, handler=self._handle_rebuild)
+        )
         await serving.flush()
         await service.start()
         return service
 
     async def close(self) -> None:
         """Answers what was taken, then lets go of the tables."""
+        if self._rebuilding is not None:
+            self._rebuilding.cancel()
+            await asyncio.gather(self._rebuilding, return_exceptions=True)
         await self._sql.close()
         if self.tables is not None:
             await self.tables.close()
@@ -164,10 +182,15 @@ class AnalyticsService:
     async def follow(self, view: AnalyticsView, until: dict[int, int] | None = None) -> Tables:
         """Has a projector of its own follow the ledger into these tables."""
         assert self._nc is not None, "start() comes first"
+        woken: list[Following] = []
         projector = Projector(
-            AnalyticsTarget(view), self.topology, changed=self._changed, until=until
+            AnalyticsTarget(view),
+            self.topology,
+            changed=lambda: self._changed(woken),
+            until=until,
         )
         following = Following(self._nc, projector)
+        woken.append(following)
         await following.start()
         return Tables(view, projector, following)
 
@@ -189,6 +212,59 @@ class AnalyticsService:
             return False
         positions = self.tables.projector.progress.positions
         return all(positions[partition] >= seq for partition, seq in wanted.items())
+
+    # -- building anew -------------------------------------------------------------------------
+
+    async def progressed(self) -> None:
+        """Returns at the next progress of any projector here, or after a quarter of a second."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._progressed.wait(), 0.25)
+
+    async def resume(self) -> None:
+        """Follows the ledger again into the tables that were paused."""
+        assert self.tables is not None, "start() comes first"
+        self.tables = await self.follow(self.tables.view)
+
+    async def exchange(self, file: Path) -> None:
+        """Puts a file of tables in the place of the present one, which must be paused.
+
+        Questions meanwhile are told to come again; those under way are waited for a while.
+        """
+        assert self.tables is not None, "start() comes first"
+        self._sql.datastore = None
+        await self._sql.ended(EXCHANGE_WITHIN_S)
+        self.tables.view.close()
+        await asyncio.to_thread(self.tables.view.datastore.close)
+        Path(f"{self.path}.wal").unlink(missing_ok=True)  # of the file that goes
+        file.replace(self.path)
+        self.tables = await self.follow(await self._opened())
+        self._sql.datastore = self.tables.view.datastore
+
+    async def _handle_rebuild(self, request: Request) -> None:
+        if self._rebuilding is not None and not self._rebuilding.done():
+            self._outbox.refuse(
+                request,
+                Refusal("invalid_state", 409, "a rebuild is under way: wait for it", True),
+            )
+            return
+        self._rebuilding = self._loop.create_task(self._rebuild(request))
+
+    async def _rebuild(self, request: Request) -> None:
+        from services.rebuilding import Rebuild, RebuildQuery  # noqa: PLC0415 (it needs this)
+
+        try:
+            query = parse_as(RebuildQuery, REBUILD, request.data)
+            rebuild = Rebuild(self, lambda said: self._outbox.reply(request, said))
+            result = await rebuild.run(verify=query.verify)
+        except Exception as error:  # noqa: BLE001 (no request stays unanswered)
+            self._outbox.refuse(request, error)
+        else:
+            self._outbox.reply(request, result)
+
+    async def heads(self) -> dict[int, int]:
+        """The last sequence of each partition now. Raises StoreUnavailable."""
+        assert self._nc is not None, "start() comes first"
+        return await heads(self._nc, self.topology)
 
     # -- the file ------------------------------------------------------------------------------
 
@@ -247,11 +323,11 @@ class AnalyticsService:
     def _partition_of(self, application_name: str) -> int:
         return int(application_name.rpartition("-")[2])
 
-    def _changed(self) -> None:
-        self._loop.call_soon_threadsafe(self._pulse)
+    def _changed(self, followings: list[Following]) -> None:
+        self._loop.call_soon_threadsafe(self._pulse, followings)
 
-    def _pulse(self) -> None:
-        if self.tables is not None:
-            self.tables.following.wake()
+    def _pulse(self, followings: list[Following]) -> None:
+        for following in followings:
+            following.wake()
         self._progressed.set()
         self._progressed = asyncio.Event()

@@ -119,20 +119,21 @@ class Projector:
         self._arrived: queue.SimpleQueue[tuple[int, Sequence[Recorded]] | None] = (
             queue.SimpleQueue()
         )
-        self._backlog = 0
+        self._heard = 0  # counted on the event loop alone, `_done` in the thread alone
+        self._done = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="projector", daemon=True)
         self._thread.start()
 
     def take(self, partition: int, events: Sequence[Recorded]) -> None:
         """Hears of further events of a partition, oldest first; they may overlap those before."""
-        self._backlog += len(events)
+        self._heard += len(events)
         self._arrived.put((partition, events))
 
     @property
     def has_room(self) -> bool:
         """Whether it keeps up with what it is given."""
-        return self._backlog < BACKLOG_EVENTS_MAX
+        return self._heard - self._done < BACKLOG_EVENTS_MAX
 
     def fail(self, error: Exception) -> None:
         """Stops for a reason found outside: the ledger is damaged, or is another one."""
@@ -155,7 +156,7 @@ class Projector:
                         self._project(partition, events)
                 except Exception as error:  # noqa: BLE001 (surfaces as the state, never skipped)
                     self._stop(partition, error)
-                self._backlog -= len(events)
+                self._done += len(events)
                 self._changed()
 
     def _gather(self) -> dict[int, list[Recorded]]:

@@ -109,6 +109,14 @@ class SqlService:
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    async def ended(self, within_s: float) -> None:
+        """Returns once no question runs; those that take longer are interrupted."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=within_s)
+        for query in list(self._running.values()):
+            query.interrupt()
+        await self.idle()
+
     async def close(self) -> None:
         """Ends what still runs."""
         self._watching.cancel()

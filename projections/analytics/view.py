@@ -371,3 +371,28 @@ def digests(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
             assert row is not None
             found[table] = f"{row[0]}:{row[1]:x}-{row[2]:x}"
     return found
+
+
+def differences(
+    one: duckdb.DuckDBPyConnection, other: duckdb.DuckDBPyConnection, table: str, limit: int
+) -> list[str]:
+    """Where two versions of a table differ: up to `limit` rows by their keys, each with what is
+    the matter with it (`only in the first`, `only in the second`, `differs`)."""
+    keys = DIGESTED[table]
+    query = f"SELECT ({keys})::VARCHAR, hash({table}) FROM {table} ORDER BY {keys}"  # noqa: S608 (our names)
+    found: list[str] = []
+    with translated():
+        left, right = dict(_all(one, query)), dict(_all(other, query))
+    for key in left.keys() | right.keys():
+        if left.get(key) != right.get(key):
+            where = "differs"
+            if key not in right:
+                where = "only in the first"
+            elif key not in left:
+                where = "only in the second"
+            found.append(f"{key} {where}")
+    return sorted(found)[:limit]
+
+
+def _all(connection: duckdb.DuckDBPyConnection, query: str) -> list[tuple[str, int]]:
+    return connection.execute(query).fetchall()

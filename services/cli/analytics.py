@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 FORMATS: Final = ("table", "json", "csv", "arrow", "parquet")
 CELL_WIDTH: Final = 60
 CHART_WIDTH: Final = 50
+NOBODY: Final = (
+    "the server is there, but no service answers for analytics: start it with `convo up` or "
+    "`convo serve analytics`"
+)
 ANSWER_WITHIN_S: Final = 5.0
 """How much longer than the query may take its answer is waited for."""
 
@@ -118,10 +122,7 @@ async def _request(
                 subject, encode(body), timeout=within_s, headers=headers
             )
         except NoRespondersError:
-            raise Unanswered(
-                "the server is there, but no service answers SQL: start it with `convo up` or "
-                "`convo serve analytics`"
-            ) from None
+            raise Unanswered(NOBODY) from None
         except NatsTimeout:
             raise Unanswered(
                 f"no answer within {within_s:g} s: look at `convo status`, or raise --timeout"
@@ -175,6 +176,99 @@ def _warn_when_cut(answer: Msg, over_nats: str) -> None:
         cut = json.loads(answer.data)["truncated"]
     if cut:
         click.echo("convo: the answer was cut: raise --max-rows, or ask for less", err=True)
+
+
+@click.command()
+@click.argument("what", metavar="analytics", type=click.Choice(["analytics"]))
+@click.option("--verify", is_flag=True, help="Compare with the live tables and keep those.")
+@client_options
+def rebuild(client: Client, *, what: str, verify: bool) -> None:
+    """Build the analytics tables anew from the ledger.
+
+    Beside the live ones, which go on being asked; then both are compared, and the new file takes
+    the place of the live one. With --verify it does not: the exit status is 1 when they differ, and
+    what differs is shown. --timeout is how long to wait without a sign of progress.
+
+    \b
+    Example:
+      convo rebuild analytics
+      convo rebuild analytics --verify
+    """
+    del what
+    result = asyncio.run(_rebuild(client, {"verify": verify}))
+    if client.as_json:
+        output.show_json(result)
+    else:
+        output.show(rebuilt(result))
+    if verify and result["same"] is False:
+        raise CommandFailed(
+            "the live tables are not those of the ledger: `convo rebuild analytics`"
+        )
+
+
+async def _rebuild(client: Client, body: dict[str, Any]) -> dict[str, Any]:
+    from nats.errors import TimeoutError as NatsTimeout
+
+    from services.cli.requests import connected, encode, read_answer, settings_of
+
+    async with connected(settings_of(client.nats)) as connection:
+        inbox = connection.new_inbox()
+        answers = await connection.subscribe(inbox)
+        await connection.publish("convo.analytics.rebuild", encode(body), reply=inbox)
+        bar = Line()
+        try:
+            while True:
+                message = await answers.next_msg(timeout=max(client.timeout_s, ANSWER_WITHIN_S))
+                if not message.data:
+                    raise Unanswered(NOBODY)
+                reply = read_answer(message.data).reply
+                if "progress" not in reply:
+                    return reply
+                bar.show(reply["progress"])
+        except NatsTimeout:
+            raise Unanswered("no sign of progress: look at `convo status`") from None
+        finally:
+            bar.clear()
+
+
+class Line:
+    """The progress of a rebuild on one line of a terminal; nothing elsewhere."""
+
+    def __init__(self) -> None:
+        self._wanted = sys.stderr.isatty()
+
+    def show(self, progress: dict[str, Any]) -> None:
+        """Writes how far it is, how fast, and what is left."""
+        if not self._wanted:
+            return
+        left = progress["seconds_left"]
+        click.echo(
+            f"\r\x1b[K{progress['done']:,} of {progress['total']:,} events"
+            f"  {progress['events_per_second']:,}/s"
+            + (f"  {left:,.0f} s left" if left is not None else ""),
+            nl=False,
+            err=True,
+        )
+
+    def clear(self) -> None:
+        """Takes the line away."""
+        if self._wanted:
+            click.echo("\r\x1b[K", nl=False, err=True)
+
+
+def rebuilt(result: dict[str, Any]) -> Iterator[str]:
+    """What came of a rebuild."""
+    same = {True: "the same as the live ones", False: "NOT the same as the live ones"}.get(
+        result["same"], "not compared: the live ones had stopped"
+    )
+    yield f"built anew from {result['events']:,} events in {result['seconds']:.1f} s: {same}"
+    for table_name, digests in result["tables"].items():
+        mark = "same   " if digests["live"] == digests["rebuilt"] else "DIFFERS"
+        yield f"  {mark}  {table_name:<14} {digests['rebuilt']}"
+        for difference in result["differences"].get(table_name, ()):
+            yield output.row(f"           {difference}")
+    if result["exchanged"]:
+        yield "the new tables are in place"
 
 
 # -- for a person ---------------------------------------------------------------------------------

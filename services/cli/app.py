@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from services.cli import output
-from services.cli.analytics import sql
+from services.cli.analytics import rebuild, sql
 from services.cli.audit import diff, replay, verify
 from services.cli.conversations import append, init, reset, turn, update, usage
 from services.cli.errors import FAILED, INTERRUPTED, USAGE, CommandFailed, Interrupted
@@ -187,6 +187,7 @@ for _command in (
     verify,
     diff,
     sql,
+    rebuild,
     tail,
     status,
     doctor,

@@ -243,6 +243,69 @@ async def test_a_file_that_another_process_has_is_one_clear_error(
     assert "Traceback" not in ended.stderr
 
 
+async def rebuilt(ledger: Ledger, *, verify: bool) -> JSON:
+    """The result of a rebuild, behind its progress."""
+    inbox = ledger.nats.new_inbox()
+    answers = await ledger.nats.subscribe(inbox)
+    body = json.dumps({"verify": verify}).encode()
+    await ledger.nats.publish("convo.analytics.rebuild", body, reply=inbox)
+    while True:
+        reply: JSON = json.loads((await answers.next_msg(timeout=20)).data)
+        if "progress" not in reply:
+            await answers.unsubscribe()
+            return reply
+        assert reply["progress"].keys() == {"done", "total", "events_per_second", "seconds_left"}
+
+
+async def test_a_rebuild_while_writes_go_on_gives_the_same_tables_and_takes_their_place(
+    ledger: Ledger, nats_server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with analytics(nats_server, tmp_path):
+        for number in range(5):
+            await life(ledger, f"rebuilt-{number}")
+        writing = asyncio.create_task(import_until_cancelled(ledger, "rebuilding"))
+        try:
+            verified = await rebuilt(ledger, verify=True)
+            exchanged = await rebuilt(ledger, verify=False)
+            again = await rebuilt(ledger, verify=True)
+        finally:
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+        assert (verified["same"], verified["exchanged"]) == (True, False)
+        assert (exchanged["same"], exchanged["exchanged"]) == (True, True)
+        assert again["same"] is True
+        head = await ledger.head()
+        assert await ledger.rows("SELECT count(*) FROM events", min_seq=head) == [[head]]
+    assert [path.name for path in (tmp_path / FILE).parent.iterdir()] == [FILE.name]
+
+
+async def test_a_rebuild_says_where_the_live_tables_differ_and_mends_them(
+    ledger: Ledger, nats_server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with analytics(nats_server, tmp_path):
+        seq = await life(ledger, "differing")
+        await ledger.rows("SELECT 1", min_seq=seq)
+    datastore = DuckDBDatastore(tmp_path / FILE)
+    datastore.cursor().execute(
+        "UPDATE messages SET content = 'x' WHERE conversation_id = 'differing' AND version = 2"
+    )
+    datastore.cursor().execute("DELETE FROM usage WHERE seq = ?", [seq])
+    datastore.close()
+
+    async with analytics(nats_server, tmp_path):
+        found = await rebuilt(ledger, verify=True)
+        mended = await rebuilt(ledger, verify=False)
+        again = await rebuilt(ledger, verify=True)
+
+    assert found["same"] is False
+    assert found["differences"] == {
+        "messages": ["(acme, differing, 2) differs"],
+        "usage": ["(acme, differing, 8) only in the second"],
+    }
+    assert (mended["same"], mended["exchanged"]) == (False, True)
+    assert again["same"] is True
+
+
 def serve(server: EmbeddedServer) -> list[str]:
     return [sys.executable, "-P", "-m", "services.cli", "serve", "analytics", "--nats", server.url]
 
@@ -258,7 +321,7 @@ async def killed_at_random(
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # noqa: T201 (a failure can be repeated)
     chance = random.Random(seed)
-    importing = asyncio.create_task(import_until_cancelled(ledger))
+    importing = asyncio.create_task(import_until_cancelled(ledger, "killed"))
     ends: list[int] = []
     try:
         for _ in range(rounds):
@@ -280,10 +343,10 @@ async def killed_at_random(
     assert in_file(tmp_path / "killed") == in_file(tmp_path / "clean")
 
 
-async def import_until_cancelled(ledger: Ledger) -> None:
+async def import_until_cancelled(ledger: Ledger, prefix: str) -> None:
     number = 0
     while True:
-        name = f"killed-{number % 40}"
+        name = f"{prefix}-{number % 40}"
         await ledger.do(name, "init", user_id=f"user {number % 7}")
         messages = [{"role": "user", "content": f"message {number} {i}"} for i in range(50)]
         await ledger.do(name, "import", messages=messages)

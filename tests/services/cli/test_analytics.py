@@ -86,3 +86,13 @@ def test_a_cut_answer_says_so(convo: Convo, seq: str) -> None:
     assert "cut" in result.stdout
     result = convo("sql", MESSAGES, "--max-rows", "1", "--format", "csv")
     assert "the answer was cut" in result.stderr
+
+
+def test_a_rebuild_gives_the_same_tables(convo: Convo, seq: str) -> None:
+    verified = convo("rebuild", "analytics", "--verify").stdout.splitlines()
+    assert verified[0].endswith("the same as the live ones")
+    assert {line.split()[0] for line in verified[1:]} == {"same"}
+
+    result = json.loads(convo("rebuild", "analytics", "--json").stdout)
+    assert (result["same"], result["exchanged"]) == (True, True)
+    assert json.loads(convo("sql", MESSAGES, "--json").stdout)["row_count"] == 2

@@ -29,6 +29,7 @@ CONTRACT = [
     "verify",
     "diff",
     "sql",
+    "rebuild",
     "tail",
     "status",
     "doctor",
