@@ -15,6 +15,7 @@ from services.cli.analytics import rebuild, sql
 from services.cli.audit import diff, replay, verify
 from services.cli.conversations import append, init, reset, turn, update, usage
 from services.cli.errors import FAILED, INTERRUPTED, USAGE, CommandFailed, Interrupted
+from services.cli.evidence import check_proof, export, notary, prove
 from services.cli.importing import import_
 from services.cli.operations import doctor, serve, status, up
 from services.cli.tailing import tail
@@ -186,6 +187,10 @@ for _command in (
     replay,
     verify,
     diff,
+    export,
+    prove,
+    check_proof,
+    notary,
     sql,
     rebuild,
     tail,

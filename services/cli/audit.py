@@ -10,8 +10,14 @@ from typing import Any
 import click
 
 from services.cli import output
-from services.cli.errors import CommandFailed
-from services.cli.options import Client, Named, client_options, conversation_argument, given
+from services.cli.options import (
+    Client,
+    Named,
+    client_options,
+    conversation_argument,
+    given,
+    split_name,
+)
 
 VERSION = re.compile(r"\d{1,16}")
 
@@ -126,32 +132,40 @@ def replay(client: Client, *, named: Named, from_: Any, to: Any, at: Any, **flag
 
 
 @click.command()
-@conversation_argument
+@click.argument("name", metavar="[TENANT/]CONVERSATION|BUNDLE", required=False)
+@click.option("--tenant", metavar="TENANT", help="The tenant; CONVERSATION is then taken whole.")
+@click.option("--all", "everything", is_flag=True, help="Every event, chain and checkpoint.")
+@click.option(
+    "--key", metavar="KEY|FILE", help="The notary's public key, as it was published to you."
+)
 @client_options
-def verify(client: Client, *, named: Named) -> None:
+def verify(client: Client, *, name: str | None, tenant: str | None, **flags: Any) -> None:
     """Check that the record is the one that was written.
 
-    Recomputes the hash chain of a conversation from the stream alone. The exit status is 1 when
-    anything does not fit, and the first bad version is named.
+    Of a conversation: its hash chain, recomputed from the stream alone. With --all: every
+    conversation, every sequence of the streams, and the notary's signed checkpoints. Of a file
+    that `convo export` wrote: all of it, without a server. The exit status is 1 when anything does
+    not fit, and the first bad version, or checkpoint, is named.
 
     \b
     Example:
       convo verify c-1
-      convo verify c-1 --json
+      convo verify --all --key notary.pub
+      convo verify c-1.evidence.jsonl
     """
-    from services.cli.requests import audit
-    from services.cli.timeline import report
+    from services.cli import verifying
 
-    answer = audit(client, named, "verify", {})
-    if client.as_json:
-        output.show_json(answer.raw)
+    if name is None and not flags["everything"]:
+        raise click.UsageError("name a conversation or a bundle, or say --all")
+    if flags["everything"] and name is not None:
+        raise click.UsageError("--all takes no conversation")
+    pinned = verifying.public_key(flags["key"])
+    if name is None:
+        verifying.everything(client, pinned)
+    elif tenant is None and verifying.is_bundle(name):
+        verifying.bundle(client, name, pinned)
     else:
-        output.show(report(output.row("/".join(named), 420), answer.reply))
-    if not answer.reply["valid"]:
-        raise CommandFailed(
-            "the record is not what was written: keep the stream as it is, and restore a copy "
-            "from a backup or a replica"
-        )
+        verifying.one(client, split_name(name, tenant))
 
 
 @click.command()

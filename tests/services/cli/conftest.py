@@ -53,7 +53,8 @@ def server_url(nats_server: EmbeddedServer) -> str:
 @pytest.fixture(scope="module")
 def ledger(server_url: str, store_dir: Path) -> Iterator[str]:
     """The URL of a server on which every service answers."""
-    with beside(running(Settings(data_dir=store_dir), SERVICES, url=server_url)):
+    settings = Settings(data_dir=store_dir, checkpoint_every="1s")
+    with beside(running(settings, SERVICES, url=server_url)):
         yield server_url
 
 

@@ -1,0 +1,64 @@
+"""The progress of reading a stream on a terminal: a bar when it takes longer than a second."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+FIRST_SHOWN_S = 1.0
+REFRESH_S = 0.2
+
+
+class Counting:
+    """Shows on standard error how many of how many, while it is entered."""
+
+    def __init__(self, words: str, *, wanted: bool) -> None:
+        self._words = words
+        self._wanted = wanted and sys.stderr.isatty()
+        self._began = time.monotonic()
+        self._shown = 0.0
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+
+    def at(self, done: int, total: int) -> None:
+        """Hears how far it has come."""
+        now = time.monotonic()
+        if not self._wanted or now - self._began < FIRST_SHOWN_S or now - self._shown < REFRESH_S:
+            return
+        self._shown = now
+        if self._bar is None:
+            self._bar = self._start()
+        rate = done / (now - self._began)
+        words = f"{self._words}: {done:,} of {total:,} events, {rate:,.0f}/s"
+        if self._task is None:
+            self._task = self._bar.add_task(words, total=total)
+        self._bar.update(self._task, completed=done, total=total, description=words)
+        self._bar.refresh()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _start(self) -> Bar:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+        bar = Bar(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
+        bar.start()
+        return bar
