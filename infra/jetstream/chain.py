@@ -43,16 +43,16 @@ def follow(link: Link, stored: Stored) -> Link | Fault:
     """The chain with one more message, or why that message does not belong there."""
     headers = stored.headers
     version = link.version + 1
+    digest = sha256(link.digest + stored.body).digest()
+    found_version, found_hash = headers.get(EVENT_VERSION), headers.get(EVENT_HASH)
+    if found_hash == digest.hex() and found_version == str(version) and EVENT_TYPE in headers:
+        return Link(version, digest)
     for name in (EVENT_TYPE, EVENT_VERSION, EVENT_HASH):
         if name not in headers:
             return Fault(version, stored.seq, "header", f"header {name}", "none")
-    found_version = headers[EVENT_VERSION]
     if found_version != str(version):
-        return Fault(version, stored.seq, "version", str(version), found_version)
-    digest = sha256(link.digest + stored.body).digest()
-    if headers[EVENT_HASH] != digest.hex():
-        return Fault(version, stored.seq, "hash", digest.hex(), headers[EVENT_HASH])
-    return Link(version, digest)
+        return Fault(version, stored.seq, "version", str(version), str(found_version))
+    return Fault(version, stored.seq, "hash", digest.hex(), str(found_hash))
 
 
 def entry_of(stored: Stored) -> bytes:

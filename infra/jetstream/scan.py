@@ -168,12 +168,12 @@ class _Feed:
         ).encode()
         try:
             while self._pending and len(self._left) < 2:
+                self._left.append(REQUEST_EVENTS)  # first: its answer may be here before publish is
                 await self._nc.publish(
                     f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}",
                     body,
                     reply=self._inbox,
                 )
-                self._left.append(REQUEST_EVENTS)
         except NATS_FAILURES as error:
             raise StoreUnavailable(
                 f"reading {self._stream} broke off ({reason(error)}): try again"

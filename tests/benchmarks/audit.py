@@ -1,0 +1,142 @@
+"""How fast a whole ledger is checked, beside a consumer of the same stream that does nothing.
+
+    python -m tests.benchmarks.audit [EVENTS] [CONVERSATIONS]
+
+Fills a stream, then reads it three times in each of three rounds: by the same scan doing nothing,
+by an ordered consumer of nats-py doing nothing, and by `check_partition` with a notary's
+checkpoints. Prints rates, and the most memory that this process took.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js.api import ConsumerConfig
+
+from infra.connection import connect
+from infra.jetstream.envelope import Message, Tail, pack
+from infra.jetstream.scan import scan
+from infra.jetstream.store import Store
+from infra.server import EmbeddedServer
+from infra.settings import Settings
+from services.bootstrap import topology
+from services.ledger_check import check_partition
+from services.notary import Notary, checkpoints_subject, last_record
+
+ROUNDS = 3
+BATCH = 1_000
+LEDGER = topology(Settings())
+
+
+async def fill(store: Store, events: int, conversations: int) -> None:
+    """Stores that many events, of that many conversations side by side."""
+    tails = [Tail(LEDGER.subject(f"acme.c-{number}")) for number in range(conversations)]
+    for start in range(0, events, BATCH):
+        batch = [
+            message(tails[number % conversations], number)
+            for number in range(start, min(events, start + BATCH))
+        ]
+        seqs = await store.append(batch)
+        for seq, each in zip(seqs, batch, strict=True):
+            each.tail.seq, each.tail.stored = seq, each.digest
+
+
+def message(tail: Tail, number: int) -> Message:
+    """One event of about 400 bytes, as the ledger stores it."""
+    conversation = tail.subject.rpartition(".")[2]
+    version = tail.version + 1
+    body = (
+        f'{{"type":"MessageAppended","schema":1,"tenant_id":"acme",'
+        f'"conversation_id":"{conversation}","version":{version},'
+        f'"time":"2026-11-21T09:00:00.123456Z","actor":null,"command_id":"x{number}",'
+        f'"verb":"append","data":{{"message_id":"m-{number}","role":"user","content":'
+        f'"{"What was said. " * 12}","metadata":{{}}}}}}'
+    )
+    return pack(tail, "MessageAppended", version, body.encode())
+
+
+async def by_scan(nc: Client, stream: str, events: int) -> None:
+    """Reads everything and does nothing."""
+    read = 0
+    async for block in scan(nc, stream):
+        read += len(block)
+    assert read == events
+
+
+async def by_ordered_consumer(nc: Client, stream: str, events: int) -> None:
+    """The same by nats-py's own ordered consumer with a callback."""
+    done = asyncio.Event()
+    read = 0
+
+    async def take(message: Msg) -> None:
+        nonlocal read
+        read += 1
+        if read == events:
+            done.set()
+
+    subscription = await nc.jetstream().subscribe(
+        "convo.evt.>", stream=stream, ordered_consumer=True, cb=take, config=ConsumerConfig()
+    )
+    await done.wait()
+    await subscription.unsubscribe()
+
+
+async def by_check(nc: Client, stream: str, events: int) -> None:
+    """Everything that `convo verify --all` does."""
+    del stream
+    check = await check_partition(nc, LEDGER, 0)
+    assert check.valid, check.faults
+    assert check.events == events
+    assert check.covered > events * 0.99
+
+
+async def main(events: int, conversations: int) -> None:
+    """Fills, signs, measures, prints."""
+    with tempfile.TemporaryDirectory() as folder:
+        async with EmbeddedServer(Path(folder)) as server:
+            settings = Settings(data_dir=Path(folder))
+            nc = await connect(server.url, name="bench", settings=settings)
+            other = await connect(server.url, name="bench-read", settings=settings)
+            store = await Store.open(LEDGER, writing=nc, reading=other)
+            began = time.perf_counter()
+            await fill(store, events, conversations)
+            print(f"{events:,} events stored in {time.perf_counter() - began:.0f} s", flush=True)
+            notary = Notary(LEDGER, nc, settings)
+            began = time.perf_counter()
+            await notary.start()
+            while True:
+                record = await last_record(nc, checkpoints_subject(0))
+                if record is not None and int(record.body.split(b"\n")[1]) > events * 0.99:
+                    break
+                await asyncio.sleep(0.2)
+            await notary.close()
+            print(f"the notary caught up in {time.perf_counter() - began:.0f} s", flush=True)
+            base_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            for number in range(1, ROUNDS + 1):
+                rates = []
+                for read in (by_scan, by_ordered_consumer, by_check):
+                    began = time.perf_counter()
+                    await read(nc, LEDGER.stream_name(0), events)
+                    rates.append(f"{read.__name__} {events / (time.perf_counter() - began):,.0f}/s")
+                print(f"round {number}: {', '.join(rates)}", flush=True)
+            peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            print(f"memory: {peak_kib // 1024} MiB at most ({base_kib // 1024} before the rounds)")
+            await store.close()
+            await nc.close()
+            await other.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(
+        main(
+            int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000,
+            int(sys.argv[2]) if len(sys.argv) > 2 else 10_000,
+        )
+    )
