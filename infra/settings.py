@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, ByteSize, Field, PrivateAttr, ValidationError, field_validator
+from pydantic import (
+    BeforeValidator,
+    ByteSize,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic import model_validator as validates_together
 from pydantic_settings import (
     BaseSettings,
@@ -99,6 +107,10 @@ class Settings(BaseSettings):
     cache_bytes: ByteSize = Field(default=ByteSize(256 * 1024 * 1024), ge=0)
     analytics_memory: ByteSize = Field(default=ByteSize(1024 * 1024 * 1024), ge=64 * 1024 * 1024)
     """What DuckDB may take for the tables and all queries together."""
+    quack_port: int | None = Field(default=None, ge=1, le=65_535)
+    """Where any DuckDB client may attach the tables, to read; not served when unset."""
+    quack_host: str = "127.0.0.1"
+    quack_token: SecretStr | None = Field(default=None, min_length=8)
     gateway_port: int = Field(default=8080, ge=0, le=65_535)
     log: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -178,6 +190,9 @@ class Settings(BaseSettings):
         if (self.nats_tls_cert is None) != (self.nats_tls_key is None):
             msg = "nats_tls_cert and nats_tls_key go together: set both or neither"
             raise ValueError(msg)
+        if self.quack_port is not None and self.quack_token is None:
+            msg = "quack_port needs quack_token, which every client has to know: set it too"
+            raise ValueError(msg)
         return self
 
 
@@ -243,6 +258,8 @@ def _written(value: object) -> str:
     """The value as a variable would hold it."""
     if isinstance(value, timedelta):
         return f"{value.total_seconds()}s"
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
     return str(value.absolute() if isinstance(value, Path) else value)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.resources
 import logging
 import time
 from collections import OrderedDict
@@ -27,7 +28,7 @@ from infra.jetstream.errors import StoreUnavailable
 from infra.jetstream.topology import Topology
 from infra.settings import Settings
 from projections.analytics.rows import ConversationRow, Received, Rows, new_conversation
-from projections.analytics.view import AnalyticsView, DuckDBDatastore, RebuildNeeded
+from projections.analytics.view import AnalyticsView, DuckDBDatastore, Quack, RebuildNeeded
 from services import sql
 from services.endpoint import VERSION, Outbox
 from services.errors import Refusal
@@ -50,6 +51,12 @@ CONVERSATIONS_CACHED: Final = 50_000
 
 class AnalyticsUnavailable(StoreUnavailable):
     """The tables cannot be opened; the message says what to do."""
+
+
+def _extension(name: str) -> Path:
+    """The file of a DuckDB extension, out of the wheel that brings it."""
+    package = importlib.resources.files(f"duckdb_extension_{name}")
+    return next(Path(str(package)).rglob(f"{name}.duckdb_extension"))
 
 
 class AnalyticsTarget:
@@ -272,7 +279,7 @@ class AnalyticsService:
         give_up_at = time.monotonic() + OPEN_WITHIN_S
         while True:
             try:
-                return await asyncio.to_thread(self.open, self.path)
+                return await asyncio.to_thread(self.open, self.path, self._quack())
             except RebuildNeeded as error:
                 aside = self.path.with_suffix(f".{int(time.time())}.old")
                 log.warning("%s; the file is kept as %s", error, aside.name)
@@ -296,10 +303,20 @@ class AnalyticsService:
                     f"ledger: remove {self.path} and they are built anew"
                 ) from error
 
-    def open(self, path: Path) -> AnalyticsView:
+    def _quack(self) -> Quack | None:
+        settings = self.settings
+        if settings.quack_port is None or settings.quack_token is None:
+            return None
+        token = settings.quack_token.get_secret_value()
+        extensions = tuple(_extension(name) for name in ("httpfs", "quack"))
+        return Quack(settings.quack_host, settings.quack_port, token, extensions)
+
+    def open(self, path: Path, quack: Quack | None = None) -> AnalyticsView:
         """Opens a file of tables, made when it is missing. Raises the library's errors."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        datastore = DuckDBDatastore(path, memory_bytes=int(self.settings.analytics_memory))
+        datastore = DuckDBDatastore(
+            path, memory_bytes=int(self.settings.analytics_memory), quack=quack
+        )
         try:
             return AnalyticsView(datastore)
         except BaseException:

@@ -43,7 +43,8 @@ _FORBIDDEN_FUNCTIONS: Final = re.compile(
     r"""
     __internal_.* | pg_.* | duckdb_.* | pragma_.* | has_.*_privilege | inet_.*
     | read_.* | sniff_.* | glob | .*_scan | parquet_.* | which_secret | query | query_table
-    | arrow_scan.* | pandas_scan | python_map_function | test_.* | checkpoint | force_checkpoint
+    | quack_.* | whoami | arrow_scan.* | pandas_scan | python_map_function | test_.*
+    | checkpoint | force_checkpoint
     | stats | getenv | getvariable | current_setting | in_search_path | write_log
     | parse_duckdb_log_message | json_execute_serialized_sql | json_(de)?serialize_(sql|plan)
     | current_(catalog|connection_id|database|query|query_id|role|schema|schemas|user)
@@ -191,3 +192,43 @@ def scope(connection: duckdb.DuckDBPyConnection, tenant_id: str) -> None:
 
 def _quoted(text: str, mark: str) -> str:
     return mark + text.replace(mark, mark * 2) + mark
+
+
+_SHOWN_TO_CLIENTS: Final = _TABLE_FUNCTIONS | {
+    "duckdb_columns",
+    "duckdb_constraints",
+    "duckdb_databases",
+    "duckdb_functions",
+    "duckdb_keywords",
+    "duckdb_schemas",
+    "duckdb_tables",
+    "duckdb_types",
+    "duckdb_views",
+    "pragma_show",
+    "pragma_table_info",
+    "pragma_version",
+}
+"""What a DuckDB client that has attached the tables may ask beside them, to find them."""
+
+_SIDE_EFFECTS: Final = ("getenv", "nextval", "pg_sleep", "sleep_ms", "write_log")
+
+
+def readers_only(connection: duckdb.DuckDBPyConnection, name: str) -> str:
+    """Returns the statement that makes macro `name`, an authorization callback of quack.
+
+    It lets a text pass when DuckDB's own parser finds SELECT statements and nothing else in it, and
+    when none of its functions is one of those that exist now and do more than show our tables.
+    """
+    found = connection.execute(
+        "SELECT DISTINCT lower(function_name) FROM duckdb_functions() "
+        "WHERE function_type IN ('table', 'table_macro', 'pragma')"
+    ).fetchall()
+    refused = sorted({function for (function,) in found} - _SHOWN_TO_CLIENTS | {*_SIDE_EFFECTS})
+    functions = "|".join(re.escape(function) for function in refused)
+    pattern = f'(?i)"function_name":"({functions})"'
+    tree = "json_serialize_sql(query::VARCHAR)::VARCHAR"
+    return (
+        f"CREATE OR REPLACE MACRO {name}(session, query) AS coalesce("
+        f"json_extract_string({tree}, '$.error') = 'false' "
+        f"AND NOT regexp_matches({tree}, {_quoted(pattern, chr(39))}), false)"
+    )

@@ -15,6 +15,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
 from typing import Any, Final
@@ -38,6 +39,7 @@ from pydantic_core import from_json
 
 from domain.identity import ConversationId
 
+from . import sandbox
 from .rows import CONVERSATIONS, EVENTS, MESSAGES, USAGE, ConversationRow, Row, Rows
 from .schema import MIGRATIONS
 
@@ -45,6 +47,7 @@ log = logging.getLogger(__name__)
 
 MEMORY_BYTES: Final = 1 << 30
 THREADS: Final = 2
+_MAY_READ: Final = "convo_quack_may_read"
 
 
 class NewerSchema(OperationalError):
@@ -79,8 +82,28 @@ def translated() -> Iterator[None]:
         raise
 
 
+@dataclass(frozen=True, slots=True)
+class Quack:
+    """Where a datastore is served by DuckDB's own client/server protocol, and to whom.
+
+    `extensions` are the files of the extensions that it takes, in the order of loading.
+    """
+
+    host: str
+    port: int
+    token: str
+    extensions: tuple[Path, ...]
+
+    @property
+    def uri(self) -> str:
+        """What a client attaches."""
+        return f"quack:{self.host}:{self.port}"
+
+
 class DuckDBDatastore:
     """One DuckDB file, open for writing and locked down. `path` None: in memory.
+
+    With `quack` any DuckDB client that has the token can attach it, and read.
 
     Raises OperationalError where the file cannot be opened, another process has it, say.
     """
@@ -91,9 +114,10 @@ class DuckDBDatastore:
         *,
         memory_bytes: int = MEMORY_BYTES,
         threads: int = THREADS,
-        extensions: Sequence[Path] = (),
+        quack: Quack | None = None,
     ) -> None:
         self.path = path
+        self._quack = quack
         with translated():
             self._root = duckdb.connect(
                 ":memory:" if path is None else str(path),
@@ -107,11 +131,21 @@ class DuckDBDatastore:
                     "autoload_known_extensions": "false",
                 },
             )
-            for extension in extensions:
-                self._root.load_extension(str(extension))
+            if quack is not None:
+                self._serve(quack)
             self._root.execute("SET GLOBAL TimeZone = 'UTC'")
             self._root.execute("SET enable_external_access = false")
             self._root.execute("SET lock_configuration = true")
+
+    def _serve(self, quack: Quack) -> None:
+        for extension in quack.extensions:
+            self._root.load_extension(str(extension))
+        self._root.execute(sandbox.readers_only(self._root, _MAY_READ))
+        self._root.execute(f"SET GLOBAL quack_authorization_function = '{_MAY_READ}'")
+        self._root.execute(
+            "CALL quack_serve($1, token := $2, allow_other_hostname := $3, disable_ssl := true)",
+            [quack.uri, quack.token, not quack.host.startswith("127.")],
+        )
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """A connection of its own to the same data; for one thread at a time."""
@@ -120,6 +154,9 @@ class DuckDBDatastore:
 
     def close(self) -> None:
         """Writes what is in the log into the file, and lets go of it."""
+        with contextlib.suppress(duckdb.Error):
+            if self._quack is not None:
+                self._root.execute("CALL quack_stop($1)", [self._quack.uri])
         with contextlib.suppress(duckdb.Error):
             self._root.execute("CHECKPOINT")
         self._root.close()
