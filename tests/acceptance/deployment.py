@@ -130,7 +130,6 @@ class Worker:
         self,
         server: NatsServer,
         directory: Path,
-        *,
         **settings: object,
     ) -> None:
         self.log_file = directory / "worker.log"
@@ -180,17 +179,23 @@ class Deployment:
     """A server and workers on it, all up: a ledger to be tested."""
 
     def __init__(self, directory: Path, *, workers: int = 1, **settings: object) -> None:
+        self.directory = directory
         self.server = NatsServer(directory)
-        self.workers = [
-            Worker(self.server, directory / f"worker-{number}", **settings)
-            for number in range(1, workers + 1)
-        ]
+        self.workers: list[Worker] = []
+        for _ in range(workers):
+            self.worker(**settings)
         self.partitions = int(str(settings.get("partitions", 1)))
-        self._read = dict.fromkeys(self.workers, 0)
+        self._read: dict[Worker, int] = {}
 
     @property
     def url(self) -> str:
         return self.server.url
+
+    def worker(self, **settings: object) -> Worker:
+        """One more worker, not started yet."""
+        place = self.directory / f"worker-{len(self.workers) + 1}"
+        self.workers.append(Worker(self.server, place, **settings))
+        return self.workers[-1]
 
     def start(self) -> None:
         """Returns once every worker answers."""
@@ -212,7 +217,7 @@ class Deployment:
             log = worker.log
             found += [
                 line
-                for line in log[self._read[worker] :].splitlines()
+                for line in log[self._read.get(worker, 0) :].splitlines()
                 if re.search(r"Traceback| ERROR | CRITICAL ", line)
             ]
             self._read[worker] = len(log)
