@@ -202,8 +202,8 @@ class _Feed:
         """A request ended before it was full: by its bytes or its time, or with its consumer."""
         status = headers["Status"]
         said = str(headers.get("Description", ""))
-        if status == "100":
-            return
+        if status == "100" or said == "Batch Completed":
+            return  # a heartbeat; or a request that is full, which the messages told
         if self._left:
             self._left.pop(0)
         if status in ("404", "503") or "Deleted" in said or "Leadership" in said:

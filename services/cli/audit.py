@@ -135,6 +135,7 @@ def replay(client: Client, *, named: Named, from_: Any, to: Any, at: Any, **flag
 @click.argument("name", metavar="[TENANT/]CONVERSATION|BUNDLE", required=False)
 @click.option("--tenant", metavar="TENANT", help="The tenant; CONVERSATION is then taken whole.")
 @click.option("--all", "everything", is_flag=True, help="Every event, chain and checkpoint.")
+@click.option("--projections", is_flag=True, help="Compare what readers are shown with the record.")
 @click.option(
     "--key", metavar="KEY|FILE", help="The notary's public key, as it was published to you."
 )
@@ -144,25 +145,31 @@ def verify(client: Client, *, name: str | None, tenant: str | None, **flags: Any
 
     Of a conversation: its hash chain, recomputed from the stream alone. With --all: every
     conversation, every sequence of the streams, and the notary's signed checkpoints. Of a file
-    that `convo export` wrote: all of it, without a server. The exit status is 1 when anything does
-    not fit, and the first bad version, or checkpoint, is named.
+    that `convo export` wrote: all of it, without a server. With --projections: snapshots and live
+    views, of CONVERSATION or of all, beside the record folded again. The exit status is 1 when
+    anything does not fit, and the first bad version, or checkpoint, is named.
 
     \b
     Example:
       convo verify c-1
       convo verify --all --key notary.pub
       convo verify c-1.evidence.jsonl
+      convo verify --projections
     """
     from services.cli import verifying
 
-    if name is None and not flags["everything"]:
+    if name is None and not (flags["everything"] or flags["projections"]):
         raise click.UsageError("name a conversation or a bundle, or say --all")
     if flags["everything"] and name is not None:
         raise click.UsageError("--all takes no conversation")
     pinned = verifying.public_key(flags["key"])
-    if name is None:
+    if flags["projections"]:
+        verifying.projections(client, None if name is None else split_name(name, tenant))
+    if flags["everything"]:
         verifying.everything(client, pinned)
-    elif tenant is None and verifying.is_bundle(name):
+    if flags["everything"] or flags["projections"] or name is None:
+        return
+    if tenant is None and verifying.is_bundle(name):
         verifying.bundle(client, name, pinned)
     else:
         verifying.one(client, split_name(name, tenant))

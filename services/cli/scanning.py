@@ -18,8 +18,9 @@ REFRESH_S = 0.2
 class Counting:
     """Shows on standard error how many of how many, while it is entered."""
 
-    def __init__(self, words: str, *, wanted: bool) -> None:
+    def __init__(self, words: str, *, wanted: bool, what: str = "events") -> None:
         self._words = words
+        self._what = what
         self._wanted = wanted and sys.stderr.isatty()
         self._began = time.monotonic()
         self._shown = 0.0
@@ -27,7 +28,7 @@ class Counting:
         self._task: TaskID | None = None
 
     def at(self, done: int, total: int) -> None:
-        """Hears how far it has come."""
+        """Hears how far it has come; `total` 0 when nobody knows."""
         now = time.monotonic()
         if not self._wanted or now - self._began < FIRST_SHOWN_S or now - self._shown < REFRESH_S:
             return
@@ -35,10 +36,11 @@ class Counting:
         if self._bar is None:
             self._bar = self._start()
         rate = done / (now - self._began)
-        words = f"{self._words}: {done:,} of {total:,} events, {rate:,.0f}/s"
+        of_all = f" of {total:,}" if total else ""
+        words = f"{self._words}: {done:,}{of_all} {self._what}, {rate:,.0f}/s"
         if self._task is None:
-            self._task = self._bar.add_task(words, total=total)
-        self._bar.update(self._task, completed=done, total=total, description=words)
+            self._task = self._bar.add_task(words, total=total or None)
+        self._bar.update(self._task, completed=done, total=total or None, description=words)
         self._bar.refresh()
 
     def __enter__(self) -> Self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from services.bootstrap import topology
 from services.cli import output
 from services.cli.errors import CommandFailed
 from services.cli.options import Client, Named
-from services.cli.requests import audit, connected, settings_of
+from services.cli.requests import audit, connected, conversation, settings_of
 from services.cli.scanning import Counting
 from services.cli.timeline import report
 from services.evidence import Finding, check_bundle
 from services.ledger_check import PartitionCheck, check_partition
+from services.reconciliation import Difference, Reconciliation, conversations
 
 BUNDLE_SUFFIX = ".evidence.jsonl"
 
@@ -164,6 +166,58 @@ def _fault(fault: dict[str, Any]) -> str:
             return f"checkpoint {fault['number']} no longer fits: {fault['problem']}{span}"
         case _:
             return f"key: {fault['problem']}"
+
+
+def projections(client: Client, named: Named | None) -> None:
+    """What readers are shown, compared with the record; of one conversation or of all."""
+    compared, found = asyncio.run(_projections(client, named))
+    if client.as_json:
+        output.show_json(
+            {
+                "ok": True,
+                "valid": not found,
+                "conversations": compared,
+                "differences": [each._asdict() for each in found],
+            }
+        )
+    else:
+        words = "agree with the record" if not found else "DIFFER from the record"
+        summary = f"snapshots and live views of {_count(compared, 'conversation')} {words}"
+        output.show([summary, *map(_difference, found)])
+    if found:
+        raise CommandFailed(
+            "what readers are shown is not what the record gives: restart the services; a snapshot "
+            "that differs is to be deleted"
+        )
+
+
+async def _projections(client: Client, named: Named | None) -> tuple[int, list[Difference]]:
+    settings = settings_of(client.nats)
+    ledger = topology(settings)
+    compared, found = 0, []
+    async with connected(settings, "convo verify") as connection:
+        work = Reconciliation(
+            connection, ledger, window_size=settings.window_size, timeout_s=client.timeout_s
+        )
+        with Counting("comparing", wanted=not client.as_json, what="conversations") as counting:
+            try:
+                if named is not None:
+                    return 1, await work.differences(conversation(named))
+                async with aclosing(conversations(connection, ledger)) as names:
+                    async for id in names:
+                        found += await work.differences(id)
+                        compared += 1
+                        counting.at(compared, 0)
+            except StoreUnavailable as error:
+                raise CommandFailed(str(error)) from None
+    return compared, found
+
+
+def _difference(each: Difference) -> str:
+    return output.row(
+        f"  {each.conversation}, {each.source} at version {each.version}: {each.field} is "
+        f"{output.json_text(each.found)}, the record gives {output.json_text(each.expected)}"
+    )
 
 
 def _count(number: int, what: str) -> str:

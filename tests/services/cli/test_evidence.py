@@ -142,3 +142,22 @@ def test_a_rotated_key_is_printed_and_taken_up(talk: str, convo: Convo, data: Pa
 def test_what_verify_cannot_understand(convo: Convo) -> None:
     assert "name a conversation or a bundle" in complaint(convo("verify"), 2)
     assert "takes no conversation" in complaint(convo("verify", "c-1", "--all"), 2)
+
+
+def test_what_readers_are_shown_is_compared_with_the_record(talk: str, convo: Convo) -> None:
+    result = convo("verify", "--projections")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "snapshots and live views of 1 conversation agree with the record\n"
+    assert answer(convo("verify", talk, "--projections", "--json"))["differences"] == []
+
+
+def test_a_difference_is_named(talk: str, convo: Convo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVO_WINDOW_SIZE", "1")  # so that the services show more than is due
+
+    result = convo("verify", talk, "--projections")
+
+    assert result.exit_code == 1
+    assert "  default/c/7, messages at version 4: messages.length is 2, the record gives 1" in (
+        result.stdout
+    )
+    assert "restart the services" in result.stderr
