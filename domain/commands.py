@@ -26,12 +26,15 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError, from_json
 
 from .errors import InvalidRequest
+from .events import ClosedReason
 from .messages import Content, JSONObject, Role
 
 MESSAGES_PER_TURN_MAX = 100
 MESSAGES_PER_IMPORT_MAX = 500
+CHUNKS_PER_COMMAND_MAX = 100
 ID_CHARS_MAX = 128
 TOKENS_MAX = 2**53
+INDEX_MAX = 2**53
 # How deeply a request may be nested, so that what stores or repeats it stays within every reader.
 DEPTH_MAX = 64
 
@@ -238,6 +241,97 @@ class ImportMessages(Command):
     mode: Literal["append", "replace"] = "append"
 
 
+class StartReply(Command):
+    """Begin a message whose text comes in chunks; an `assistant` says it unless told otherwise."""
+
+    verb = "reply.start"
+
+    message_id: Id | None = None
+    role: Role | None = None
+    model: str | None = None
+    metadata: Object = Field(default_factory=dict)
+
+
+class AppendChunks(Command):
+    """Go on with a reply. `index` is that of the first of the `texts`, counted from 0."""
+
+    verb = "reply.chunk"
+
+    message_id: Id
+    index: Annotated[int, Field(ge=0, le=INDEX_MAX)]
+    texts: Annotated[
+        tuple[str, ...], Field(strict=False, min_length=1, max_length=CHUNKS_PER_COMMAND_MAX)
+    ]
+
+
+class FinishReply(Command):
+    """A reply is whole; with the usage that it caused, all or nothing."""
+
+    verb = "reply.finish"
+
+    message_id: Id
+    finish_reason: str | None = None
+    usage: TokenUse | None = None
+
+
+class AbortReply(Command):
+    """End a reply as it is."""
+
+    verb = "reply.abort"
+
+    message_id: Id
+    reason: str | None = None
+
+
+class EditMessage(Command):
+    """Give a message other content."""
+
+    verb = "edit"
+
+    message_id: Id
+    content: Annotated[Content, PlainValidator(_content)]
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.content is None:
+            raise _wrong("content", "must not be null; redact hides a message")
+        return self
+
+
+class RedactMessage(Command):
+    """Hide a message for good."""
+
+    verb = "redact"
+
+    message_id: Id
+    reason: str | None = None
+
+
+class CloseConversation(Command):
+    """Take nothing more; harmless where that is so already. The reason becomes the status."""
+
+    verb = "close"
+
+    reason: ClosedReason | None = None
+
+
+class ReopenConversation(Command):
+    """Be active again; harmless where that is so already."""
+
+    verb = "reopen"
+
+    reason: str | None = None
+
+
+class EraseConversation(Command):
+    """Show nothing of the conversation any more, for good."""
+
+    verb = "erase"
+
+    reason: str | None = None
+    legal_basis: str | None = None
+
+
 COMMANDS: Final[dict[str, type[Command]]] = {
     command.verb: command
     for command in (
@@ -248,6 +342,15 @@ COMMANDS: Final[dict[str, type[Command]]] = {
         ResetSession,
         UpdateConversation,
         ImportMessages,
+        StartReply,
+        AppendChunks,
+        FinishReply,
+        AbortReply,
+        EditMessage,
+        RedactMessage,
+        CloseConversation,
+        ReopenConversation,
+        EraseConversation,
     )
 }
 
@@ -380,14 +483,23 @@ def _shortened(text: str) -> str:
 
 __all__ = [
     "COMMANDS",
+    "AbortReply",
+    "AppendChunks",
     "AppendMessage",
     "AppendTurn",
+    "CloseConversation",
     "Command",
+    "EditMessage",
+    "EraseConversation",
+    "FinishReply",
     "ImportMessages",
     "InitConversation",
     "NewMessage",
     "RecordUsage",
+    "RedactMessage",
+    "ReopenConversation",
     "ResetSession",
+    "StartReply",
     "TokenUse",
     "UpdateConversation",
     "parse_as",

@@ -54,6 +54,13 @@ class MessageNotFound(ConversationError):
     code = "message_not_found"
     status = 404
 
+    @classmethod
+    def named(cls, message_id: str) -> MessageNotFound:
+        return cls(
+            f"the conversation has no message {message_id!r}: look its id up in the history",
+            {"message_id": message_id},
+        )
+
 
 class VersionConflict(ConversationError):
     """The conversation is not at the version that the caller expects."""
@@ -83,12 +90,27 @@ class ConversationIsClosed(ConversationError):
     code = "conversation_closed"
     status = 410
 
+    @classmethod
+    def named(cls, conversation_id: str, status: str) -> ConversationIsClosed:
+        return cls(
+            f"conversation {conversation_id!r} is {status}: send reopen first",
+            {"conversation_id": conversation_id, "status": status},
+        )
+
 
 class ConversationIsErased(ConversationError):
     """The conversation is erased and stays so."""
 
     code = "conversation_erased"
     status = 410
+
+    @classmethod
+    def named(cls, conversation_id: str) -> ConversationIsErased:
+        return cls(
+            f"conversation {conversation_id!r} has been erased for good: "
+            "begin another one under a new id",
+            {"conversation_id": conversation_id},
+        )
 
 
 class MessageTooLarge(ConversationError):

@@ -23,6 +23,9 @@ from .messages import Content, JSONObject, Role
 
 CONVERSATION_TOPIC: Final = "Conversation"
 
+ClosedReason = Literal["closed", "inactive", "deleted"]
+Status = Literal["active", "closed", "inactive", "deleted", "erased"]
+
 
 class Absent(Enum):
     """The value of a field that an event does not mention, where null means something else."""
@@ -56,6 +59,8 @@ class ConversationEvent(CanMutateAggregate[str]):
 
     TOPIC: ClassVar[str]
     class_version: ClassVar[int] = 1
+    # Whether somebody is there: an end is not what keeps a conversation from being idle.
+    is_activity: ClassVar[bool] = True
 
     originator_id: str
     originator_version: int
@@ -159,6 +164,102 @@ class ConversationTitled(ConversationEvent):
 
     title: str
     source: Literal["auto", "user"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplyStarted(ConversationEvent):
+    """Somebody began to say something: a message whose text is still to come, piece by piece."""
+
+    TOPIC = "ReplyStarted"
+
+    message_id: str
+    role: Role
+    model: str | None = None
+    metadata: JSONObject
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplyChunkAppended(ConversationEvent):
+    """A reply went on: `text` is its chunks `first_index` to `last_index`, counted from 0."""
+
+    TOPIC = "ReplyChunkAppended"
+
+    message_id: str
+    text: str
+    first_index: int
+    last_index: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplyCompleted(ConversationEvent):
+    """A reply is whole: so many code points, and the SHA-256 (hex) of its text in UTF-8."""
+
+    TOPIC = "ReplyCompleted"
+
+    message_id: str
+    finish_reason: str | None = None
+    chars: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplyAborted(ConversationEvent):
+    """A reply ended before it was whole; what was said of it stays."""
+
+    TOPIC = "ReplyAborted"
+
+    message_id: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MessageEdited(ConversationEvent):
+    """A message has other content from now on."""
+
+    TOPIC = "MessageEdited"
+
+    message_id: str
+    content: Content
+
+
+@dataclass(frozen=True, kw_only=True)
+class MessageRedacted(ConversationEvent):
+    """A message is not to be shown any more, whatever it says or said."""
+
+    TOPIC = "MessageRedacted"
+
+    message_id: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversationClosed(ConversationEvent):
+    """The conversation takes nothing more until it is reopened; the reason becomes its status."""
+
+    TOPIC = "ConversationClosed"
+    is_activity = False
+
+    reason: ClosedReason
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversationReopened(ConversationEvent):
+    """The conversation is active again."""
+
+    TOPIC = "ConversationReopened"
+
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversationErased(ConversationEvent):
+    """The conversation is gone for good: no view shows anything of it."""
+
+    TOPIC = "ConversationErased"
+    is_activity = False
+
+    reason: str | None = None
+    legal_basis: str | None = None
 
 
 def merged(known: JSONObject, changes: JSONObject) -> JSONObject:

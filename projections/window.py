@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 from pydantic_core import to_json
 
-from domain import clock
-from domain.events import ConversationEvent, MessageAppended, SessionReset
+from domain.events import ConversationEvent, SessionReset
+
+from .messages import Beginning, Change, Message, changed, message_view, redacted
+
+__all__ = ["Window", "message_view"]
 
 # Roughly what a message takes in memory beside its texts, in CPython on 64 bits, and what a value
 # read from JSON takes for each byte of it.
@@ -18,29 +21,7 @@ _MESSAGE_BYTES: Final = 700
 _BYTES_PER_JSON_BYTE: Final = 4
 
 
-def message_view(event: MessageAppended) -> dict[str, Any]:
-    """Returns the message as every view shows it; what it does not have is left out.
-
-    `timestamp` is the message's own `created_at` where it has one, else the event's time.
-    """
-    view: dict[str, Any] = {
-        "message_id": event.message_id,
-        "role": event.role,
-        "content": event.content,
-        "timestamp": event.created_at or clock.to_text(event.timestamp),
-        "version": event.originator_version,
-    }
-    if event.name is not None:
-        view["name"] = event.name
-    if event.tool_calls is not None:
-        view["tool_calls"] = event.tool_calls
-    if event.tool_call_id is not None:
-        view["tool_call_id"] = event.tool_call_id
-    view["metadata"] = event.metadata
-    return view
-
-
-def _weight(message: dict[str, Any]) -> int:
+def _weight(message: Message) -> int:
     """Returns roughly the bytes of memory that the message takes."""
     weight = _MESSAGE_BYTES
     content = message["content"]
@@ -66,19 +47,50 @@ class Window:
     def __init__(self, size: int) -> None:
         self.size = size
         self.size_bytes = 0
-        self._messages: deque[dict[str, Any]] = deque()
+        self._messages: deque[Message] = deque()
         self._weights: deque[int] = deque()
 
     def apply(self, event: ConversationEvent) -> None:
-        """Takes the event in; one that is no message and no reset changes nothing."""
-        if isinstance(event, MessageAppended):
+        """Takes the event in; one that is about no message and no reset changes nothing."""
+        if isinstance(event, Beginning):
             self._push(message_view(event))
         elif isinstance(event, SessionReset):
-            self._messages.clear()
-            self._weights.clear()
-            self.size_bytes = 0
+            self.clear()
+        elif isinstance(event, Change):
+            self._change(event)
 
-    def _push(self, message: dict[str, Any]) -> None:
+    def clear(self) -> None:
+        """Empties the window."""
+        self._messages.clear()
+        self._weights.clear()
+        self.size_bytes = 0
+
+    def hide(self, redactions: Mapping[str, int]) -> None:
+        """Redacts the messages that are redacted at a version (message_id → version) behind."""
+        for index, message in enumerate(self._messages):
+            if redactions.get(message["message_id"], 0) > message["version"]:
+                self._replace(index, redacted(message))
+
+    @property
+    def last_message_id(self) -> str | None:
+        """The id of the newest message, None where there is none."""
+        return self._messages[-1]["message_id"] if self._messages else None
+
+    def _change(self, event: Change) -> None:
+        """Changes a message in its place; one that is not in the window any more is left alone."""
+        for index in range(len(self._messages) - 1, -1, -1):
+            if self._messages[index]["message_id"] == event.message_id:
+                self._replace(index, changed(self._messages[index], event))
+                return
+
+    def _replace(self, index: int, message: Message) -> None:
+        # Never the object that a reader may have: another one takes its place.
+        weight = _weight(message)
+        self.size_bytes += weight - self._weights[index]
+        self._messages[index] = message
+        self._weights[index] = weight
+
+    def _push(self, message: Message) -> None:
         weight = _weight(message)
         self._messages.append(message)
         self._weights.append(weight)
@@ -87,18 +99,18 @@ class Window:
             self._messages.popleft()
             self.size_bytes -= self._weights.popleft()
 
-    def messages(self, limit: int | None = None) -> list[dict[str, Any]]:
+    def messages(self, limit: int | None = None) -> list[Message]:
         """Returns the last `limit` messages, all of them for None; not to be changed."""
         if limit is None or limit >= len(self._messages):
             return list(self._messages)
         return list(islice(self._messages, len(self._messages) - limit, None))
 
-    def to_state(self) -> list[dict[str, Any]]:
+    def to_state(self) -> list[Message]:
         """Returns the messages, for `from_state`."""
         return list(self._messages)
 
     @classmethod
-    def from_state(cls, size: int, messages: Iterable[dict[str, Any]]) -> Window:
+    def from_state(cls, size: int, messages: Iterable[Message]) -> Window:
         """Returns the window that `to_state` gave."""
         window = cls(size)
         for message in messages:

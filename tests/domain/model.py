@@ -20,6 +20,9 @@ def begun(body: dict[str, Any]) -> Model:
         "version": 0,
         "commands": {},  # command id -> verb
         "message_ids": set(),
+        "status": "active",
+        "open": {},  # message id of a reply -> the index of its next chunk
+        "redacted": set(),
         "session": [],  # the messages since the last reset, all of them
         "message_count": 0,
         "prompt": 0,
@@ -28,6 +31,7 @@ def begun(body: dict[str, Any]) -> Model:
         "lifetime_completion": 0,
         "user_id": body["user_id"],
         "title": body.get("title"),
+        "title_from": None,  # the message that it was taken from
         "ever_titled": body.get("title") is not None,
         "model": body.get("model"),
         "context": without_nulls(body.get("context") or {}),
@@ -64,15 +68,39 @@ def refused(model: Model | None, request: Request) -> str | None:
     current = model["version"] if model else 0
     if request.expected_version is not None and request.expected_version != current:
         return "version_conflict"
-    if model is not None:
-        for message in messages_of(request):
-            if message.get("message_id") in model["message_ids"]:
-                return "invalid_state"
-    return None
+    if model is None:
+        return None
+    if model["status"] == "erased":
+        return "conversation_erased"
+    if model["status"] in {"closed", "deleted"} and request.verb not in HARMLESS_WHEN_CLOSED:
+        return "conversation_closed"
+    for message in messages_of(request):
+        if message.get("message_id") in model["message_ids"]:
+            return "invalid_state"
+    return refused_change(model, request)
+
+
+HARMLESS_WHEN_CLOSED = {"init", "close", "reopen", "erase"}
+
+
+def refused_change(model: Model, request: Request) -> str | None:
+    if request.verb not in {"reply.chunk", "reply.finish", "reply.abort", "edit", "redact"}:
+        return None
+    message_id = request.body["message_id"]
+    if message_id not in model["message_ids"]:
+        return "message_not_found"
+    wrong = {
+        "reply.chunk": request.body.get("index", 0) > model["open"].get(message_id, -1),
+        "reply.finish": message_id not in model["open"],
+        "reply.abort": message_id not in model["open"],
+        "edit": message_id in model["open"] or message_id in model["redacted"],
+        "redact": False,
+    }
+    return "invalid_state" if wrong[request.verb] else None
 
 
 def messages_of(request: Request) -> list[dict[str, Any]]:
-    if request.verb == "append":
+    if request.verb in {"append", "reply.start"}:
         return [request.body]
     found: list[dict[str, Any]] = request.body.get("messages", [])
     return found
@@ -80,10 +108,17 @@ def messages_of(request: Request) -> list[dict[str, Any]]:
 
 def carry_out(model: Model, request: Request) -> None:
     body = request.body
-    if request.verb == "reset" or body.get("mode") == "replace":
-        model.update(session=[], prompt=0, completion=0, version=model["version"] + 1)
+    talks = bool(messages_of(request)) or request.verb == "usage"
+    starts_over = request.verb == "reset" or body.get("mode") == "replace"
+    if starts_over or (talks and model["status"] == "inactive"):
+        reset(model)
     for message in messages_of(request):
-        say(model, message)
+        if request.verb == "reply.start":
+            begin_reply(model, message)
+        else:
+            say(model, message)
+    change(model, request)
+    end(model, request)
     used = body if request.verb == "usage" else body.get("usage")
     if used:
         model["version"] += 1
@@ -97,6 +132,90 @@ def carry_out(model: Model, request: Request) -> None:
         for facts in ("context", "metadata"):
             model[facts] = without_nulls({**model[facts], **body.get(facts, {})})
         model["ever_titled"] = model["ever_titled"] or body.get("title") is not None
+        if "title" in body:
+            model["title_from"] = None
+
+
+def reset(model: Model) -> None:
+    if model["status"] == "inactive":
+        model.update(status="active", version=model["version"] + 1)
+    stop_replies(model)
+    model.update(session=[], prompt=0, completion=0, version=model["version"] + 1)
+
+
+def stop_replies(model: Model) -> None:
+    for message_id in list(model["open"]):
+        stop_reply(model, message_id)
+
+
+def stop_reply(model: Model, message_id: str) -> None:
+    del model["open"][message_id]
+    model["version"] += 1
+    for message in said(model, message_id):
+        del message["streaming"]
+
+
+def said(model: Model, message_id: str) -> list[dict[str, Any]]:
+    """The message of this id in the session, if it is in it."""
+    return [each for each in model["session"] if each.get("message_id") == message_id]
+
+
+def begin_reply(model: Model, message: dict[str, Any]) -> None:
+    model["version"] += 1
+    model["message_count"] += 1
+    model["message_ids"].add(message["message_id"])
+    model["open"][message["message_id"]] = 0
+    reply = {"role": "assistant", "content": "", "streaming": True, **message}
+    model["session"].append({**reply, "version": model["version"]})
+
+
+def change(model: Model, request: Request) -> None:
+    body = request.body
+    message_id: str = body.get("message_id", "")
+    if request.verb == "reply.chunk":
+        texts = body["texts"][model["open"][message_id] - body["index"] :]
+        if texts:
+            model["version"] += 1
+            model["open"][message_id] += len(texts)
+            for message in said(model, message_id):
+                message["content"] += "".join(texts)
+    elif request.verb in {"reply.finish", "reply.abort"}:
+        stop_reply(model, message_id)
+    elif request.verb == "edit":
+        model["version"] += 1
+        for message in said(model, message_id):
+            message.update(content=body["content"], edited=True)
+    elif request.verb == "redact" and message_id not in model["redacted"]:
+        redact(model, message_id)
+
+
+def redact(model: Model, message_id: str) -> None:
+    if message_id in model["open"]:
+        stop_reply(model, message_id)
+    model["version"] += 1
+    model["redacted"].add(message_id)
+    for message in said(model, message_id):
+        message.update(content=None, redacted=True)
+        message.pop("edited", None)
+    if model["title_from"] == message_id:
+        model["title"] = None
+
+
+CLOSED_FURTHER = ["active", "inactive", "closed", "deleted"]
+
+
+def end(model: Model, request: Request) -> None:
+    if request.verb == "close":
+        reason = request.body.get("reason") or "closed"
+        if CLOSED_FURTHER.index(reason) > CLOSED_FURTHER.index(model["status"]):
+            stop_replies(model)
+            model.update(status=reason, version=model["version"] + 1)
+    elif request.verb == "reopen" and model["status"] != "active":
+        model.update(status="active", version=model["version"] + 1)
+    elif request.verb == "erase":
+        stop_replies(model)
+        model.update(status="erased", session=[], version=model["version"] + 1)
+        model.update(user_id=None, title=None, model=None, context={}, metadata={})
 
 
 def say(model: Model, message: dict[str, Any]) -> None:
@@ -110,17 +229,19 @@ def say(model: Model, message: dict[str, Any]) -> None:
         model["version"] += 1
         model["title"] = content[:50].strip() + ("..." if len(content) > 50 else "")
         model["ever_titled"] = True
+        model["title_from"] = message.get("message_id")
 
 
 # Few ids and versions, so that requests meet each other often.
 
 _some_id = st.sampled_from(["c1", "c2", "c3", "c4", "c5", "c6"])
+_message_id = st.sampled_from([f"m{number}" for number in range(8)])
 _message = st.fixed_dictionaries(
     {
         "role": st.sampled_from(["user", "assistant", "tool"]),
         "content": st.sampled_from(["", "hi", "日本語", "x" * 60, " \n", "a: b"]),
     },
-    optional={"message_id": st.sampled_from([f"m{number}" for number in range(12)])},
+    optional={"message_id": _message_id},
 )
 
 
@@ -171,9 +292,31 @@ _bodies: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "import": st.fixed_dictionaries(
         {"messages": _messages(0)}, optional={"mode": st.sampled_from(["append", "replace"])}
     ),
+    "reply.start": st.fixed_dictionaries(
+        {"message_id": _message_id}, optional={"role": st.sampled_from(["assistant", "tool"])}
+    ),
+    "reply.chunk": st.fixed_dictionaries(
+        {
+            "message_id": _message_id,
+            "index": st.integers(0, 4),
+            "texts": st.lists(st.sampled_from(["", "a", "日本"]), min_size=1, max_size=4),
+        }
+    ),
+    "reply.finish": st.fixed_dictionaries({"message_id": _message_id}, optional={"usage": _tokens}),
+    "reply.abort": st.fixed_dictionaries({"message_id": _message_id}, optional={"reason": _name}),
+    "edit": st.fixed_dictionaries(
+        {"message_id": _message_id, "content": st.sampled_from(["", "better", "日本"])}
+    ),
+    "redact": st.fixed_dictionaries({"message_id": _message_id}),
+    "close": st.fixed_dictionaries(
+        {}, optional={"reason": st.sampled_from(["closed", "inactive", "inactive", "deleted"])}
+    ),
+    "reopen": st.fixed_dictionaries({}, optional={"reason": _name}),
+    "erase": st.fixed_dictionaries({}, optional={"legal_basis": _name}),
 }
-# Appends are most of what happens.
-_verbs = st.sampled_from([*_bodies, "append", "append", "turn"])
+# Talking is most of what happens, and an end is rare.
+_often = ["append", "append", "turn", "reply.start", "reply.chunk", "reply.chunk", "edit", "redact"]
+_verbs = st.sampled_from([*_bodies, *(each for each in _bodies if each != "erase"), *_often * 3])
 requests: st.SearchStrategy[Request] = _verbs.flatmap(
     lambda verb: st.builds(
         Request,

@@ -21,6 +21,7 @@ from domain.conversation import (
     Conversation,
     Decision,
     Limits,
+    PastMessage,
     Receipt,
     decide,
     evolve,
@@ -88,6 +89,42 @@ def reset(**body: Any) -> Request:
 
 def update(**body: Any) -> Request:
     return Request("update", body)
+
+
+def reply_start(message_id: str | None = "r-1", **body: Any) -> Request:
+    return Request("reply.start", {"message_id": message_id, **body})
+
+
+def reply_chunk(index: int, *texts: str, message_id: str = "r-1") -> Request:
+    return Request("reply.chunk", {"message_id": message_id, "index": index, "texts": texts})
+
+
+def reply_finish(message_id: str = "r-1", **body: Any) -> Request:
+    return Request("reply.finish", {"message_id": message_id, **body})
+
+
+def reply_abort(message_id: str = "r-1", **body: Any) -> Request:
+    return Request("reply.abort", {"message_id": message_id, **body})
+
+
+def edit(message_id: str, content: Any) -> Request:
+    return Request("edit", {"message_id": message_id, "content": content})
+
+
+def redact(message_id: str, **body: Any) -> Request:
+    return Request("redact", {"message_id": message_id, **body})
+
+
+def close(reason: str | None = None) -> Request:
+    return Request("close", {} if reason is None else {"reason": reason})
+
+
+def reopen(**body: Any) -> Request:
+    return Request("reopen", body)
+
+
+def erase(**body: Any) -> Request:
+    return Request("erase", body)
 
 
 def through_storage(events: Iterable[ConversationEvent]) -> list[ConversationEvent]:
@@ -180,14 +217,17 @@ class Scenario:
         """The conversation as it is loaded from the ledger."""
         return folded(through_storage(self.events))
 
-    def when(self, request: Request) -> Outcome:
-        """Decides on the request; what it wrote is then part of the scenario."""
+    def when(self, request: Request, past: PastMessage | None = None) -> Outcome:
+        """Decides on the request; what it wrote is then part of the scenario.
+
+        `past` is what the ledger says about an older message, once it has been asked.
+        """
         conversation = self.conversation
         before = _state_of(conversation)
         command = parse_command(request.verb, to_json(request.body))
         context = CommandContext(request.command_id, request.actor, request.expected_version)
         try:
-            decision = decide(conversation, ADAS, command, context, self.limits)
+            decision = decide(conversation, ADAS, command, context, self.limits, past=past)
         except ConversationError as error:
             assert _state_of(conversation) == before, "a refusal changed the conversation"
             return Outcome(None, error)

@@ -10,10 +10,19 @@ from hypothesis import strategies as st
 from domain.events import (
     ABSENT,
     ContextUpdated,
+    ConversationClosed,
+    ConversationErased,
     ConversationEvent,
+    ConversationReopened,
     ConversationStarted,
     ConversationTitled,
     MessageAppended,
+    MessageEdited,
+    MessageRedacted,
+    ReplyAborted,
+    ReplyChunkAppended,
+    ReplyCompleted,
+    ReplyStarted,
     SessionReset,
     UsageRecorded,
 )
@@ -61,6 +70,8 @@ def _optional(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.none() | values
 
 
+# Few enough that events are often about the same message.
+_some_message = st.sampled_from(["m-1", "m-2"]) | ids
 _facts = st.just(ABSENT) | st.none() | texts
 
 events: st.SearchStrategy[ConversationEvent] = st.one_of(
@@ -74,7 +85,7 @@ events: st.SearchStrategy[ConversationEvent] = st.one_of(
     ),
     _events(
         MessageAppended,
-        message_id=ids,
+        message_id=_some_message,
         role=st.sampled_from(["user", "assistant", "system", "developer", "tool"]),
         content=_optional(contents),
         name=_optional(texts),
@@ -106,4 +117,31 @@ events: st.SearchStrategy[ConversationEvent] = st.one_of(
         metadata=json_objects,
     ),
     _events(ConversationTitled, title=texts, source=st.sampled_from(["auto", "user"])),
+    _events(
+        ReplyStarted,
+        message_id=_some_message,
+        role=st.sampled_from(["assistant", "tool"]),
+        model=_optional(texts),
+        metadata=json_objects,
+    ),
+    _events(
+        ReplyChunkAppended,
+        message_id=_some_message,
+        text=texts,
+        first_index=tokens,
+        last_index=tokens,
+    ),
+    _events(
+        ReplyCompleted,
+        message_id=_some_message,
+        finish_reason=_optional(texts),
+        chars=tokens,
+        sha256=st.just("e3b0c442"),
+    ),
+    _events(ReplyAborted, message_id=_some_message, reason=texts),
+    _events(MessageEdited, message_id=_some_message, content=contents),
+    _events(MessageRedacted, message_id=_some_message, reason=_optional(texts)),
+    _events(ConversationClosed, reason=st.sampled_from(["closed", "inactive", "deleted"])),
+    _events(ConversationReopened, reason=_optional(texts)),
+    _events(ConversationErased, reason=_optional(texts), legal_basis=_optional(texts)),
 )

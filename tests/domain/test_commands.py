@@ -13,7 +13,11 @@ from pydantic_core import to_json
 from domain.commands import COMMANDS, DEPTH_MAX, Command, parse_command
 from domain.errors import InvalidRequest
 
-VERBS = ["init", "append", "usage", "turn", "reset", "update", "import"]
+VERBS = [
+    *["init", "append", "usage", "turn", "reset", "update", "import"],
+    *["reply.start", "reply.chunk", "reply.finish", "reply.abort"],
+    *["edit", "redact", "close", "reopen", "erase"],
+]
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -60,7 +64,9 @@ def test_the_verbs_are_those_of_the_contract() -> None:
     assert all(command.verb == verb for verb, command in COMMANDS.items())
 
 
-@pytest.mark.parametrize("verb", ["", "Append", "append ", "delete", "reply", "x" * 10_000])
+@pytest.mark.parametrize(
+    "verb", ["", "Append", "append ", "delete", "reply", "reply.", "x" * 10_000]
+)
 def test_an_unknown_verb_is_refused_with_those_there_are(verb: str) -> None:
     error = refused(verb, b"{}")
 

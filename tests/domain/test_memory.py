@@ -17,11 +17,16 @@ from tests.domain.specification import (
     MAPPER,
     Request,
     append,
+    close,
     folded,
     given,
     import_,
     init,
     message,
+    redact,
+    reopen,
+    reply_chunk,
+    reply_start,
     reset,
     through_storage,
     turn,
@@ -39,6 +44,12 @@ REQUESTS = st.sampled_from(
         reset(),
         update(title="x"),
         import_(message("old"), message("older"), mode="replace"),
+        reply_start("r-1"),
+        reply_chunk(0, "a", "日"),
+        reply_chunk(2, "b"),
+        redact("m-1"),
+        close("inactive"),
+        reopen(),
     ]
 )
 
@@ -127,7 +138,7 @@ def test_a_snapshot_taken_anywhere_leads_to_the_same_conversation(requests: list
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda state: state.update(format=2),
+        lambda state: state.update(format=99),
         lambda state: state.pop("format"),
         lambda state: state.pop("receipts"),
         lambda state: state.update(totals=None),

@@ -21,6 +21,7 @@ def code_of(error: ConversationError | None) -> str | None:
 
 def shown(message: dict[str, Any], given_: dict[str, Any]) -> dict[str, Any]:
     """Returns the message as the model has it: without what was made up."""
+    flags = {"streaming", "edited", "redacted"} & given_.keys()
     assert message.keys() == {
         "message_id",
         "role",
@@ -28,6 +29,7 @@ def shown(message: dict[str, Any], given_: dict[str, Any]) -> dict[str, Any]:
         "timestamp",
         "version",
         "metadata",
+        *flags,
     }
     return {name: message[name] for name in given_}
 
@@ -59,7 +61,7 @@ def test_window_totals_and_state_agree_with_the_model_after_every_step(
 
 
 def agree(view: ConversationView, model: plain.Model) -> None:
-    expected_window = model["session"][-WINDOW_SIZE:]
+    expected_window = [] if model["status"] == "deleted" else model["session"][-WINDOW_SIZE:]
     window = view.messages()
     assert [shown(*each) for each in zip(window, expected_window, strict=True)] == expected_window
     for limit in range(1, WINDOW_SIZE + 2):
@@ -75,7 +77,7 @@ def agree(view: ConversationView, model: plain.Model) -> None:
         "tenant_id": ADAS.tenant_id,
         "user_id": model["user_id"],
         "title": model["title"],
-        "status": "active",
+        "status": model["status"],
         "model": model["model"],
         "context": model["context"],
         "metadata": model["metadata"],

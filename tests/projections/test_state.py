@@ -17,10 +17,15 @@ from projections.state import ConversationView
 from tests.domain.specification import (
     Request,
     append,
+    close,
+    edit,
+    erase,
     given,
     import_,
     init,
     message,
+    redact,
+    reopen,
     reset,
     through_storage,
     update,
@@ -130,6 +135,93 @@ def test_a_view_without_a_reset_has_none_to_look_behind() -> None:
     assert view_of(init(), append()).reset_version == 0
 
 
+def test_an_end_is_no_activity(clock: FrozenDateTimeFactory) -> None:
+    scenario = given(init(), append("hello"))
+    clock.tick(timedelta(hours=24))
+    scenario.when(close("inactive"))
+    clock.tick(timedelta(hours=1))
+    scenario.when(erase())
+    view = ConversationView.empty(50)
+    for event in scenario.events:
+        view.apply(event, 1)
+
+    assert view.state()["last_activity"] == "2026-11-21T09:00:00.000000Z"
+
+
+@pytest.mark.parametrize("reason", ["closed", "inactive"])
+def test_a_closed_conversation_still_shows_what_was_said(reason: str) -> None:
+    view = view_of(init(), append("hello"), close(reason))
+
+    assert view.state()["status"] == reason
+    assert [each["content"] for each in view.messages()] == ["hello"]
+
+
+def test_a_deleted_conversation_shows_no_messages_until_it_is_reopened() -> None:
+    said = [init(), append("hello"), close("deleted")]
+
+    assert view_of(*said).state()["status"] == "deleted"
+    assert view_of(*said).messages() == view_of(*said).state()["recent_messages"] == []
+    assert [each["content"] for each in view_of(*said, reopen()).messages()] == ["hello"]
+
+
+def test_who_comes_back_to_an_inactive_conversation_finds_an_empty_window() -> None:
+    left = [init(), append("hello"), usage(), close("inactive")]
+
+    back = view_of(*left, append("again"))
+
+    assert [each["content"] for each in back.messages()] == ["again"]
+    assert back.usage()["usage"] == NOTHING_USED
+    assert [each["content"] for each in view_of(*left, reopen()).messages()] == ["hello"]
+
+
+def test_an_erased_conversation_shows_its_status_and_its_numbers_alone() -> None:
+    said = [
+        init("ada", title="A", model="m", context={"a": 1}, metadata={"b": 2}),
+        append("hello", message_id="m-1"),
+        edit("m-1", "better"),
+        usage(12, 5),
+    ]
+
+    state = view_of(*said, erase()).state()
+
+    assert state["status"] == "erased"
+    assert [state[name] for name in ("user_id", "title", "model")] == [None, None, None]
+    assert (state["context"], state["metadata"], state["recent_messages"]) == ({}, {}, [])
+    assert (state["message_count"], state["lifetime_tokens"]["total"]) == (1, 17)
+
+
+def test_a_title_taken_from_a_message_goes_with_it() -> None:
+    said = [init(), append("my card is 1234", message_id="m-1"), append("x", message_id="m-2")]
+
+    assert view_of(*said, edit("m-1", "no card")).state()["title"] == "my card is 1234"
+    assert view_of(*said, redact("m-2")).state()["title"] == "my card is 1234"
+    assert view_of(*said, redact("m-1")).state()["title"] is None
+    assert view_of(*said, update(title="Cards"), redact("m-1")).state()["title"] == "Cards"
+
+
+def test_the_past_hides_what_is_hidden_now_and_keeps_its_own_words() -> None:
+    said = [init(), append("secret", message_id="m-1"), append("draft", message_id="m-2")]
+    past = view_of(*said)
+
+    past.hide(view_of(*said, edit("m-2", "final"), redact("m-1")))
+
+    hidden, kept = past.messages()
+    assert (hidden["content"], hidden["redacted"]) == (None, True)
+    assert kept["content"] == "draft"
+    assert past.state()["title"] is None
+
+
+@pytest.mark.parametrize(("end", "status"), [(erase(), "erased"), (close("deleted"), "active")])
+def test_the_past_of_what_is_gone_is_empty(end: Request, status: str) -> None:
+    said = [init("ada"), append("hello")]
+    past = view_of(*said)
+
+    past.hide(view_of(*said, end))
+
+    assert past.messages() == []
+    assert past.state()["status"] == status
+
+
 def test_an_event_that_shows_nowhere_still_counts_as_seen() -> None:
     view = view_of(init(), append("hello"))
     before = view.state()
@@ -193,7 +285,7 @@ def test_a_snapshot_keeps_the_size_of_the_window() -> None:
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda state: state.update(format=2),
+        lambda state: state.update(format=99),
         lambda state: state.pop("format"),
         lambda state: state.pop("messages"),
         lambda state: state.update(totals=None),

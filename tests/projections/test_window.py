@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 from freezegun import freeze_time
 
 from domain.events import MessageAppended
-from projections.history import messages_of
+from projections.history import History, messages_of
 from projections.window import Window, message_view
 from tests.domain.specification import (
     Request,
     append,
+    edit,
     given,
     init,
+    redact,
+    reply_abort,
+    reply_chunk,
+    reply_finish,
+    reply_start,
     reset,
     through_storage,
     update,
@@ -64,6 +71,79 @@ def test_a_limit_takes_the_newest(limit: int | None, expected: str) -> None:
 def test_a_reset_empties_it() -> None:
     assert contents(window_of(append("a"), reset(), append("b")).messages()) == ["b"]
     assert window_of(append("a"), reset()).size_bytes == Window(3).size_bytes
+
+
+@freeze_time("2026-11-21T09:00:00Z")
+def test_a_reply_is_in_its_place_while_it_grows() -> None:
+    growing = [reply_start(), append("meanwhile"), reply_chunk(0, "Hel", "lo")]
+
+    reply, other = window_of(*growing).messages()
+    assert (reply["content"], reply["streaming"], reply["version"]) == ("Hello", True, 2)
+    assert other["content"] == "meanwhile"
+    for ending in (reply_finish(), reply_abort()):
+        ended = window_of(*growing, ending).messages()[0]
+        assert ended == {name: reply[name] for name in reply if name != "streaming"}
+
+
+def test_a_reply_counts_as_one_message_and_may_leave_before_it_ends() -> None:
+    window = window_of(reply_start(), *[append(str(n)) for n in range(3)], reply_chunk(0, "late"))
+
+    assert contents(window.messages()) == ["0", "1", "2"]
+
+
+def test_an_edited_message_keeps_its_place_and_says_so() -> None:
+    window = window_of(append("a", message_id="m-1"), append("b"), edit("m-1", "better"))
+
+    first, second = window.messages()
+    assert (first["content"], first["edited"]) == ("better", True)
+    assert "edited" not in second
+
+
+@freeze_time("2026-11-21T09:00:00Z")
+def test_a_redacted_message_keeps_its_place_and_nothing_it_said() -> None:
+    said = append("a", "assistant", message_id="m-1", tool_calls=[{"a": "b"}], metadata={"c": "d"})
+    before = window_of(said).messages()[0]
+
+    (after,) = window_of(said, edit("m-1", "e"), redact("m-1")).messages()
+
+    assert after == {
+        **{name: before[name] for name in ("message_id", "role", "timestamp", "version")},
+        "content": None,
+        "metadata": {},
+        "redacted": True,
+    }
+
+
+def test_no_object_that_was_given_away_changes() -> None:
+    events = given(
+        init(title="x"),
+        append("a", message_id="m-1"),
+        reply_start(),
+        edit("m-1", "b"),
+        reply_chunk(0, "c"),
+        redact("m-1"),
+        reply_finish(),
+    ).events
+    window = Window(3)
+    kept = []
+    for event in events:
+        window.apply(event)
+        kept.append((window.messages(), copy.deepcopy(window.messages())))
+
+    for given_away, as_it_was in kept:
+        assert given_away == as_it_was
+
+
+@pytest.mark.parametrize(
+    "change", [reply_chunk(0, "x" * 1_000), edit("m-1", "x" * 1_000), redact("m-1")]
+)
+def test_its_weight_follows_what_changes(change: Request) -> None:
+    said = [append("y" * 500, message_id="m-1"), reply_start()]
+
+    changed = window_of(*said, change)
+
+    restored = Window.from_state(3, changed.to_state())
+    assert changed.size_bytes == restored.size_bytes != window_of(*said).size_bytes
 
 
 def test_nothing_else_touches_it() -> None:
@@ -119,3 +199,31 @@ def test_the_history_shows_a_message_as_the_window_does() -> None:
 
     assert messages_of(events) == window.messages()
     assert messages_of([]) == []
+
+
+def test_a_page_of_the_history_follows_its_messages_behind_its_end() -> None:
+    said = [append("a", message_id="m-1"), reply_start(), reply_chunk(0, "b")]
+    events = given(init(title="x"), *said, append("next"), reply_chunk(1, "c"), redact("m-1"))
+    history = History()
+    for event in events.events[:4]:
+        history.apply(event)
+    before_its_end = history.is_unfinished
+    for event in events.events[4:]:
+        history.follow(event)
+
+    assert contents(history.messages) == [None, "bc"]
+    history.follow(events.when(reply_finish()).events[0])
+    assert (before_its_end, history.is_unfinished) == (True, False)
+    assert "streaming" not in history.messages[1]
+
+
+def test_a_page_of_the_history_can_be_told_what_is_redacted_behind_it() -> None:
+    history = History()
+    for event in given(init(title="x"), append("a", message_id="m-1"), append("b")).events:
+        history.apply(event)
+
+    history.hide({"m-1": 9})
+
+    assert contents(history.messages) == [None, "b"]
+    history.keep(1, None)
+    assert contents(history.messages) == ["b"]
