@@ -155,6 +155,19 @@ class FakeStore:
                 tail.stored = write.messages[-1].digest
                 write.on_done(write)
 
+    def store_untold(self, write: Write) -> None:
+        """Stores a write of which nobody hears before `tell`."""
+        self.handed.remove(write)
+        first = self.seq + 1
+        self._store(self.topology.originator(write.messages[0].tail.subject), write)
+        write.seqs = range(first, self.seq + 1)
+
+    def tell(self, write: Write) -> None:
+        """Reports a write that was stored untold."""
+        tail = write.messages[-1].tail
+        tail.seq, tail.stored = write.seqs[-1], write.messages[-1].digest
+        write.on_done(write)
+
     def _store(self, key: str, write: Write) -> None:
         for message in write.messages:
             self._record(key, message.topic, message.version, message.digest, message.body)

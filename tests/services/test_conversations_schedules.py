@@ -22,6 +22,7 @@ from domain.errors import ConversationError
 from domain.events import ConversationEvent
 from domain.identity import ConversationId
 from infra.jetstream.errors import Conflict, OutcomeUnknown, StoreUnavailable, TooLarge
+from services import conversations as conversations_module
 from services import snapshots as snapshots_module
 from services.conversations import Answer, Conversations
 from services.errors import NotYetThere
@@ -114,7 +115,9 @@ class World:
             if random.random() < 0.2:
                 command = some_command(random, number)
         else:
-            id, command = random.choice(IDS), some_command(random, number)
+            id = random.choice(IDS)
+            begins = not self.store.log[id.key] and random.random() < 0.5
+            command = some_command(random, number, "init" if begins else None)
             command_id = f"command-{number}" if random.random() < 0.7 else None
         version = len(self.store.log[id.key])
         expected = random.choice([None] * 8 + [version, version + 1, max(0, version - 1)])
@@ -241,11 +244,11 @@ class World:
         return False
 
 
-def some_command(random: Random, number: int) -> Command:
+def some_command(random: Random, number: int, verb: str | None = None) -> Command:
     message: dict[str, Any] = {"role": "user", "content": f"message {number}"}
     if random.random() < 0.2:
         message["message_id"] = f"m{random.randrange(20)}"
-    verb = random.choice(VERBS)
+    verb = verb or random.choice(VERBS)
     bodies: dict[str, dict[str, Any]] = {
         "init": {"user_id": f"user-{number}"},
         "append": message,
@@ -262,9 +265,12 @@ def some_command(random: Random, number: int) -> Command:
 
 
 @pytest.fixture(autouse=True)
-def snapshots_at_every_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snapshots at every turn, and nothing that the clock decides: a seed is a schedule."""
     monkeypatch.setattr(snapshots_module, "EVERY_EVENTS", 3)
-    monkeypatch.setattr(snapshots_module, "DUTY", 1e9)
+    monkeypatch.setattr(snapshots_module, "DUTY", float("inf"))
+    monkeypatch.setattr(conversations_module, "WAIT_PAUSE_S", 0)
+    monkeypatch.setattr(conversations_module, "_pause_s", lambda conflicts: 0)
 
 
 FATES: list[Fate] = ["stored"] * 20
@@ -300,6 +306,7 @@ async def test_it_holds_when_nothing_stays_in_memory(seed: int) -> None:
     await world.live(400)
     await world.end()
     assert world.check()["written"] > 10
+    world.conversations._shrink()
     assert world.conversations._weight == 0
     assert not world.conversations._in_use
 

@@ -1,0 +1,134 @@
+"""What the tests of the services stand on: conversations over a store, and commands to them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from nats.nuid import NUID
+from pydantic_core import to_json
+
+from domain.commands import parse_command
+from domain.conversation import CommandContext, Limits, Receipt
+from domain.identity import ConversationId
+from infra.jetstream.store import Store
+from infra.jetstream.topology import Topology
+from services.conversations import Answer, Conversations
+from tests.infra.jetstream.rigs import opened
+
+ADAS = ConversationId.parse("acme", "ada's first chat")
+
+
+def ledger(partitions: int = 1) -> Topology:
+    """A ledger's streams and subjects, under names that no other test has."""
+    name = NUID().next().decode()
+    return Topology(
+        stream=name,
+        prefix=f"{name}.evt",
+        live_prefix=f"{name}.live",
+        snapshot_stream=f"{name}-SNAPSHOTS",
+        snapshot_prefix=f"{name}.snap",
+        partitions=partitions,
+        originator_tokens=2,
+        snapshot_bytes_max=4_000_000,
+    )
+
+
+@contextlib.asynccontextmanager
+async def conversations_on(
+    store: Store,
+    *,
+    limits: Limits | None = None,
+    window_size: int = 50,
+    cache_bytes: int = 100_000_000,
+) -> AsyncIterator[Conversations]:
+    """Conversations over a store; closed, and found at rest, at the end."""
+    conversations = Conversations(
+        store, limits=limits or Limits(), window_size=window_size, cache_bytes=cache_bytes
+    )
+    yield conversations
+    async with asyncio.timeout(20):
+        await conversations.close()
+    assert conversations._open == 0
+
+
+@contextlib.asynccontextmanager
+async def process_on(url: str, topology: Topology, **settings: Any) -> AsyncIterator[Conversations]:
+    """Conversations as a process of their own has them: with their own store and connections."""
+    async with (
+        opened(url, topology, request_timeout=1.0) as store,
+        conversations_on(store, **settings) as conversations,
+    ):
+        yield conversations
+
+
+@dataclass(frozen=True)
+class Told:
+    """An answer, as it was when it was given (its view goes on changing)."""
+
+    events: list[tuple[str, int]]
+    seqs: list[int]
+    receipt: Receipt | None
+    version: int
+    seq: int
+    state: dict[str, Any]
+
+
+def sending(
+    conversations: Conversations,
+    verb: str,
+    body: dict[str, Any],
+    *,
+    id: ConversationId = ADAS,
+    command_id: str | None = None,
+    expected: int | None = None,
+) -> asyncio.Future[Told]:
+    """Executes a command now; what is answered comes later, a refusal as an exception."""
+    told: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
+
+    def respond(answer: Answer | Exception) -> None:
+        assert not told.done() or told.cancelled(), "answered twice"
+        if told.cancelled():
+            return
+        if isinstance(answer, Exception):
+            told.set_exception(answer)
+            return
+        view = answer.view
+        told.set_result(
+            Told(
+                [(event.TOPIC, event.originator_version) for event in answer.events],
+                list(answer.seqs),
+                answer.receipt,
+                view.version,
+                view.seq,
+                view.state(),
+            )
+        )
+
+    command = parse_command(verb, to_json(body))
+    conversations.execute(id, command, CommandContext(command_id, None, expected), respond)
+    return told
+
+
+def init(conversations: Conversations, **more: Any) -> asyncio.Future[Told]:
+    return sending(conversations, "init", {"user_id": "ada"}, **more)
+
+
+def append(
+    conversations: Conversations, content: str = "hello", role: str = "assistant", **more: Any
+) -> asyncio.Future[Told]:
+    return sending(conversations, "append", {"role": role, "content": content}, **more)
+
+
+def contents(state: dict[str, Any]) -> list[Any]:
+    """What was said in a state's window, oldest first."""
+    return [message["content"] for message in state["recent_messages"]]
+
+
+async def turns(number: int = 20) -> None:
+    """Lets the loop go on for a while."""
+    for _ in range(number):
+        await asyncio.sleep(0)
