@@ -539,7 +539,7 @@ async def test_a_reply_that_cannot_be_made_harms_nobody_else(
 async def test_a_fault_in_deciding_is_answered_and_the_conversation_loaded_again(
     faked: Conversations, store: FakeStore, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    def broken(*_: object) -> Any:
+    def broken(*_: object, **__: object) -> Any:
         raise RuntimeError("a fault of ours")
 
     before = append(faked, "before")
