@@ -35,6 +35,7 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
 EXCEPTIONS: dict[str, frozenset[str]] = {
     "domain/mapper.py": frozenset({"eventsourcing.persistence"}),
     "projections/analytics": frozenset({"eventsourcing.persistence", "pyarrow", "genai_prices"}),
+    "projections/directory": frozenset({"eventsourcing.persistence", "eventsourcing.sqlite"}),
 }
 # Standard library modules that would be input or output on a floor that has none.
 IMPURE = frozenset(
