@@ -5,6 +5,7 @@ what was published while the server was away.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import re
@@ -17,7 +18,7 @@ from eventsourcing.persistence import OperationalError
 from nats.aio.client import Client
 
 from infra.jetstream.errors import NATS_FAILURES, StoreUnavailable, reason
-from infra.sturdy import SturdyClient
+from infra.jetstream.lean import LeanClient
 
 log = logging.getLogger(__name__)
 
@@ -79,18 +80,18 @@ class Connections:
         except BaseException:
             for each in await asyncio.gather(*opening, return_exceptions=True):
                 if isinstance(each, Client):
-                    await each.close()
+                    await _close(each)
             raise
 
     async def close(self) -> None:
         """Closes all three."""
         for client in (self.writing, self.reading, self.tailing):
-            await client.close()
+            await _close(client)
 
 
 async def _connect(server: Server, name: str) -> Client:
     """A connection that is up, and reconnects for ever. Raises OperationalError."""
-    client = SturdyClient()
+    client = LeanClient()
     said: list[str] = []
 
     async def on_error(error: Exception) -> None:
@@ -124,15 +125,20 @@ async def _connect(server: Server, name: str) -> Client:
             await client.connect(**options)
         _require_version(client, server)
     except _UNUSABLE as error:
-        await client.close()
+        await _close(client)
         raise StoreUnavailable(
             f"NATS at {server.shown} could not be used within {server.connect_timeout:g} s "
             f"({said[0] if said else reason(error)}); start it, or set NATS_URL"
         ) from error
     except BaseException:
-        await client.close()
+        await _close(client)
         raise
     return client
+
+
+async def _close(client: Client) -> None:
+    with contextlib.suppress(*NATS_FAILURES):  # one that is down just now has lost its transport
+        await client.close()
 
 
 def _require_version(client: Client, server: Server) -> None:
