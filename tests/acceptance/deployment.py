@@ -236,7 +236,7 @@ def _pinged(url: str, service: str, wanted: int) -> set[str]:
     """The ids of the instances that answered; fewer than `wanted` when they took half a second."""
     found: set[str] = set()
     with RawConnection(url, timeout=0.5) as nats:
-        nats.subscribe(b"_INBOX.ping", 1)
+        nats.subscribe(b"_INBOX.ping")
         nats.publish(f"$SRV.PING.{service}".encode(), b"", reply=b"_INBOX.ping")
         try:
             while len(found) < wanted:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+from collections import deque
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
@@ -42,7 +43,11 @@ class RawConnection:
         self.greeting = json.loads(self._reader.readline().removeprefix(b"INFO "))
         options = {"verbose": False, "pedantic": False, "headers": True, "no_responders": True}
         self.send(b"CONNECT " + json.dumps(options).encode() + b"\r\n")
+        self._inbox = b"_INBOX.raw.%d" % self.greeting["client_id"]
         self._requests = 0
+        self._subscriptions = 0
+        self._kept: deque[Delivered] = deque()
+        self.subscribe(self._inbox + b".*")
 
     def __enter__(self) -> Self:
         return self
@@ -60,9 +65,10 @@ class RawConnection:
         """Sends bytes of the protocol as they are."""
         self._socket.sendall(data)
 
-    def subscribe(self, subject: bytes, sid: int) -> None:
-        """Hears what is published on a subject."""
-        self.send(b"SUB %b %d\r\n" % (subject, sid))
+    def subscribe(self, subject: bytes) -> None:
+        """Hears what is published on a subject, from now on."""
+        self._subscriptions += 1
+        self.send(b"SUB %b %d\r\n" % (subject, self._subscriptions))
 
     def publish(
         self, subject: bytes, body: bytes, *, reply: bytes = b"", header: bytes | None = None
@@ -81,20 +87,20 @@ class RawConnection:
     ) -> Delivered:
         """Publishes with a reply subject and returns the first answer."""
         self._requests += 1
-        inbox = b"_INBOX.raw.%d.%d" % (self.greeting["client_id"], self._requests)
-        self.subscribe(inbox, self._requests)
+        inbox = b"%b.%d" % (self._inbox, self._requests)
         where = subject.encode() if isinstance(subject, str) else subject
         self.publish(where, body, reply=inbox, header=header)
-        return self.next()
-
-    def flush(self) -> None:
-        """Returns once the server has taken what was sent."""
-        self.send(b"PING\r\n")
-        while self._line() != b"PONG":
-            pass
+        while True:
+            message = self._receive()
+            if message.subject == inbox:
+                return message
+            self._kept.append(message)
 
     def next(self) -> Delivered:
         """The next message; raises TimeoutError when none comes, ConnectionError for -ERR."""
+        return self._kept.popleft() if self._kept else self._receive()
+
+    def _receive(self) -> Delivered:
         while True:
             line = self._line()
             if found := _HMSG.fullmatch(line):

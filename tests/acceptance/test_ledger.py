@@ -131,7 +131,7 @@ async def test_a_partition_is_the_one_that_nats_itself_would_choose(
 ) -> None:
     seen = set()
     with RawConnection(mapping) as nats:
-        nats.subscribe(b"found.*", 1)
+        nats.subscribe(b"found.*")
         for name in filter(None, IDS):
             conversation = ledger.conversation(
                 name, tenant_id=f"{name}-{deployment.partitions}"[-200:]

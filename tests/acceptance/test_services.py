@@ -73,7 +73,7 @@ async def test_the_workers_of_a_ledger_share_the_requests(deploy: Deploy) -> Non
         await conversation.do("usage", prompt_tokens=1, completion_tokens=0)
     counts: dict[str, int] = {}
     with RawConnection(deployed.url) as raw:
-        raw.subscribe(b"_INBOX.stats", 1)
+        raw.subscribe(b"_INBOX.stats")
         raw.publish(b"$SRV.STATS.convo-commands", b"", reply=b"_INBOX.stats")
         while len(counts) < 3:
             stats = raw.next().json()
