@@ -15,13 +15,14 @@ from nats.aio.client import Client
 from nats.micro.request import Request
 from nats.micro.service import Service
 
-from domain.commands import Command, parse_command
+from domain.commands import COMMANDS, Command, parse_command
 from domain.conversation import CommandContext, Receipt
 from domain.errors import ConversationError, InvalidRequest
-from domain.events import ConversationEvent, MessageAppended
+from domain.events import ConversationEvent, UsageRecorded
 from domain.identity import ConversationId
 from infra.jetstream.envelope import Recorded
 from infra.jetstream.errors import LedgerDamaged
+from projections.messages import Beginning
 from projections.state import ConversationView
 from projections.totals import Totals
 from services.conversations import Answer, Conversations
@@ -54,7 +55,7 @@ class CommandService:
         return await start_service(
             nc,
             name="convo-commands",
-            description="Writes to conversations: init, append, usage, turn, reset, update, import",
+            description=f"Writes to conversations: {', '.join(COMMANDS)}",
             endpoints={"commands": (f"{PREFIX}>", self.handle)},
         )
 
@@ -109,6 +110,7 @@ class CommandService:
                 view = await self._conversations.replay(
                     id, lambda event: event.originator_version <= receipt.last_version
                 )
+                view.hide(await self._conversations.view(id))
             self._add(body, command, events, view)
             if receipt.usage is not None:
                 totals = Totals(receipt.usage)
@@ -160,24 +162,22 @@ class CommandService:
     ) -> None:
         """Adds what the verb promises beside the events: ids, totals, state."""
         match command.verb:
-            case "append":
-                body["message_id"] = next(
-                    e.message_id for e in events if isinstance(e, MessageAppended)
-                )
+            case "append" | "reply.start":
+                body["message_id"] = next(e.message_id for e in events if isinstance(e, Beginning))
             case "turn" | "import":
-                body["message_ids"] = [
-                    e.message_id for e in events if isinstance(e, MessageAppended)
-                ]
+                body["message_ids"] = [e.message_id for e in events if isinstance(e, Beginning)]
+            case "erase":
+                body["shredded"] = False  # the stored events keep the text
         if view is None:
             return
         if command.verb == "init":
             body["state"] = cut_state(view.state(), self._outbox.reply_bytes_max)
-        elif command.verb == "usage" or (command.verb == "turn" and _used(events)):
+        elif _used(events):
             body |= view.usage()
 
 
 def _used(events: Sequence[ConversationEvent]) -> bool:
-    return any(event.TOPIC == "UsageRecorded" for event in events)
+    return any(isinstance(event, UsageRecorded) for event in events)
 
 
 def _events(events: Sequence[ConversationEvent], seqs: Sequence[int]) -> list[dict[str, Any]]:

@@ -31,7 +31,9 @@ from domain.conversation import (
     CommandContext,
     Conversation,
     Decision,
+    Forgotten,
     Limits,
+    PastMessage,
     Receipt,
     decide,
     evolve,
@@ -46,6 +48,7 @@ from infra.jetstream.errors import Conflict, LedgerDamaged
 from infra.jetstream.store import Store, check_contiguous
 from projections.state import ConversationView
 from services.errors import NotYetThere
+from services.recall import recall
 from services.snapshots import Snapshot, Snapshotter
 
 log = logging.getLogger(__name__)
@@ -94,6 +97,7 @@ class Attempt:
         "decision",
         "give_up_at",
         "id",
+        "past",
         "refusal",
         "respond",
         "tries",
@@ -108,6 +112,7 @@ class Attempt:
         self.respond = respond
         self.decision: Decision | None = None
         self.refusal: ConversationError | None = None
+        self.past: PastMessage | None = None  # of the message it names, once it was looked up
         self.give_up_at = time.monotonic() + DECIDE_AGAIN_S
         self.tries = 0
 
@@ -205,8 +210,16 @@ class Conversations:
         attempt.refusal = None
         try:
             decision = decide(
-                entry.conversation, attempt.id, attempt.command, attempt.context, self._limits
+                entry.conversation,
+                attempt.id,
+                attempt.command,
+                attempt.context,
+                self._limits,
+                past=attempt.past,
             )
+        except Forgotten as asked:
+            self._spawn(self._recall(attempt, asked.message_id))
+            return
         except ConversationError as refused:
             attempt.decision, attempt.refusal = None, refused
         except Exception as error:  # noqa: BLE001 (a fault of ours: answered as one)
@@ -290,6 +303,18 @@ class Conversations:
         attempt.tries += 1
         if time.monotonic() > attempt.give_up_at:
             self._answer(attempt, conflict)
+        else:
+            self._attempt(attempt)
+
+    async def _recall(self, attempt: Attempt, message_id: str) -> None:
+        """Decides a command anew with what the ledger says about a message of long ago.
+
+        Later commands on the conversation need not wait for it, and may be decided before it.
+        """
+        try:
+            attempt.past = await recall(self.store, attempt.id.key, message_id)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the caller is told)
+            self._answer(attempt, error)
         else:
             self._attempt(attempt)
 

@@ -21,7 +21,6 @@ from domain.commands import parse_as
 from domain.errors import ConversationNotInitialized, InvalidRequest
 from domain.identity import ConversationId
 from infra.jetstream.envelope import Recorded
-from projections.history import messages_of
 from projections.state import ConversationView
 from services.conversations import Conversations
 from services.endpoint import (
@@ -34,11 +33,11 @@ from services.endpoint import (
     readable_headers,
     start_service,
 )
+from services.history import HistoryReader
 from services.paging import cut_state, newest_that_fit, oldest_that_fit
 
 PREFIX = "convo.get."
 PAGE_MAX = 1_000
-_SCAN_EVENTS = 500
 
 Version = Annotated[int, Field(ge=0, le=2**53)]
 Limit = Annotated[int, Field(ge=1, le=PAGE_MAX)]
@@ -188,6 +187,8 @@ class QueryService:
             view = await self._at_version(asked.id, query.at_version, now.version)
         else:
             view = await self._at_time(asked.id, query.at)
+        if view is not now:
+            view.hide(now)
         return _found(view, state=cut_state(view.state(), self._outbox.reply_bytes_max))
 
     async def _at_version(self, id: ConversationId, version: int, current: int) -> ConversationView:
@@ -214,51 +215,21 @@ class QueryService:
         if query.after_version is not None and query.before_version is not None:
             raise InvalidRequest("give after_version or before_version, not both")
         view = await self._view(asked)
+        if not view.shows_messages:
+            return _found(view, messages=[])
         first_version = 1 if query.include_reset else view.reset_version + 1
+        reader = HistoryReader(
+            self._conversations, asked.id, view, bytes_max=self._outbox.reply_bytes_max
+        )
         if query.before_version is not None:
-            page = await self._messages_before(
-                asked.id, query.before_version, query.limit, first_version, view.version
-            )
+            page = await reader.before(query.before_version, query.limit, first=first_version)
         else:
             after = max(query.after_version or 0, first_version - 1)
-            page = await self._messages_after(asked.id, after, query.limit)
-        return _found(view) | page
-
-    async def _messages_after(self, id: ConversationId, after: int, limit: int) -> dict[str, Any]:
-        """Up to `limit` messages behind version `after`; `next` is passed on as after_version."""
-        messages: list[dict[str, Any]] = []
-        more = True
-        while len(messages) <= limit and more:
-            events, pending = await self._read_after(id, after, _SCAN_EVENTS)
-            messages += messages_of(self._conversations.event(id.key, each) for each in events)
-            more = bool(events and pending)
-            if events:
-                after = events[-1].version
-        kept = oldest_that_fit(messages[:limit], self._outbox.reply_bytes_max)
-        page: dict[str, Any] = {"messages": kept}
-        if len(kept) < len(messages):
-            page["next"] = kept[-1]["version"]
-        return page
-
-    async def _messages_before(
-        self, id: ConversationId, before: int, limit: int, first_version: int, current: int
-    ) -> dict[str, Any]:
-        """Up to `limit` messages in front of version `before`, oldest first; `next` is passed on
-        as before_version."""
-        messages: list[dict[str, Any]] = []
-        end = min(before, current + 1)
-        while len(messages) <= limit and end > first_version:
-            start = max(first_version, end - _SCAN_EVENTS)
-            events, _ = await self._read_after(id, start - 1, end - start)
-            messages = (
-                messages_of(self._conversations.event(id.key, each) for each in events) + messages
-            )
-            end = start
-        kept = newest_that_fit(messages[-limit:], self._outbox.reply_bytes_max)
-        page: dict[str, Any] = {"messages": kept}
-        if len(kept) < len(messages):
-            page["next"] = kept[0]["version"]
-        return page
+            page = await reader.after(after, query.limit)
+        body = _found(view, messages=page.messages)
+        if page.next is not None:
+            body["next"] = page.next
+        return body
 
     async def _events(self, asked: Asked) -> dict[str, Any]:
         query: EventsQuery = asked.body
@@ -295,4 +266,7 @@ class QueryService:
 
 
 def _found(view: ConversationView, **parts: Any) -> dict[str, Any]:
-    return {"ok": True, "version": view.version, "seq": view.seq, **parts}
+    body = {"ok": True, "version": view.version, "seq": view.seq, **parts}
+    if view.status == "erased":
+        body["status"] = view.status
+    return body
