@@ -100,6 +100,8 @@ class Settings(BaseSettings):
     max_content_bytes: ByteSize = Field(default=ByteSize(262_144), ge=1, le=900_000)
     messages_per_minute: int | None = Field(default=None, ge=1, le=1_000)
     inactive_after: Duration = timedelta(hours=24)
+    reply_silence: Duration = timedelta(seconds=60)
+    """The sweeper ends a reply that has not grown for so long."""
     checkpoint_events: int = Field(default=1_000, ge=1, le=1_000_000)
     """The notary signs a checkpoint with every so many events …"""
     checkpoint_every: Duration = timedelta(seconds=60)
