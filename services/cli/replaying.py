@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import sys
+import termios
+import tty
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import click
 from nats.aio.client import Client as Connection
@@ -72,7 +78,11 @@ async def replay_conversation(
 ) -> None:
     """Shows the entries of a span, and with `follow` what comes behind them, until cancelled."""
     id = conversation(named)
-    async with connected(settings_of(client.nats), "convo replay") as connection:
+    async with contextlib.AsyncExitStack() as stack:
+        keys = stack.enter_context(Keys()) if step else None
+        connection = await stack.enter_async_context(
+            connected(settings_of(client.nats), "convo replay")
+        )
         before: datetime | None = None
         shown = 0
         entries = _Entries(connection, id, Patience(client.timeout_s))
@@ -90,8 +100,8 @@ async def replay_conversation(
                 output.show_json(entry)
             else:
                 output.show(timeline.lines(entry))
-            if step:
-                await _key()
+            if keys is not None:
+                await keys.wait()
         if not shown:
             click.echo("convo: nothing happened in that span", err=True)
 
@@ -135,8 +145,45 @@ class _Entries:
         return answer.reply
 
 
-async def _key() -> None:
-    """Waits for a key; Ended on q."""
-    key = await asyncio.to_thread(click.getchar)
-    if key.lower() == "q":
-        raise Ended
+class Keys:
+    """The keys pressed on the terminal, one by one, while it is entered. Ctrl-C stays Ctrl-C."""
+
+    def __init__(self) -> None:
+        self._fd = sys.stdin.fileno()
+        self._before: list[Any] = []
+
+    def __enter__(self) -> Self:
+        self._before = termios.tcgetattr(self._fd)
+        tty.setcbreak(self._fd, termios.TCSANOW)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
+
+    async def wait(self) -> None:
+        """Returns with the next key; Ended on q and at the end of input."""
+        loop = asyncio.get_running_loop()
+        pressed: asyncio.Future[bytes] = loop.create_future()
+
+        def take() -> None:
+            if not pressed.done():
+                pressed.set_result(self._read())
+
+        loop.add_reader(self._fd, take)
+        try:
+            key = await pressed
+        finally:
+            loop.remove_reader(self._fd)
+        if key.lower() in (b"q", b"", b"\x04"):
+            raise Ended
+
+    def _read(self) -> bytes:
+        try:
+            return os.read(self._fd, 1)
+        except OSError:  # the terminal is gone
+            return b""
