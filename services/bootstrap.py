@@ -28,13 +28,14 @@ from services.conversations import Conversations
 from services.endpoint import NEVER_ANSWER, Outbox
 from services.notary import Notary
 from services.queries import QueryService
+from services.sweeper import Sweeper
 
 if TYPE_CHECKING:
     from services.analytics import AnalyticsService
 
 log = logging.getLogger(__name__)
 
-SERVICES = ("commands", "queries", "audit", "notary", "analytics")
+SERVICES = ("commands", "queries", "audit", "notary", "sweeper", "analytics")
 """What `serve` can run."""
 
 STORE_WITHIN_S = 30.0
@@ -74,6 +75,7 @@ class Process:
         self.queries = QueryService(conversations, outbox)
         self.audit = AuditService(store, reading, outbox, window_size=settings.window_size)
         self.notary = Notary(store.topology, reading, settings)
+        self.sweeper = Sweeper(settings, store.topology, reading)
 
 
 @contextlib.asynccontextmanager
@@ -113,6 +115,8 @@ async def running(
             await process.audit.start(serving)
         if "notary" in services:
             await process.notary.start()
+        if "sweeper" in services:
+            await process.sweeper.start()
         if "analytics" in services:
             from services.analytics import AnalyticsService as Analytics  # noqa: PLC0415 (DuckDB)
 
@@ -121,6 +125,7 @@ async def running(
         try:
             yield process
         finally:
+            await process.sweeper.close()
             if serving.is_connected:
                 await serving.drain()
             await process.queries.idle()

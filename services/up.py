@@ -27,7 +27,7 @@ WORKER = (sys.executable, "-P", "-m", "services.cli", "serve", "commands", "quer
 """Told by its environment where NATS is."""
 
 BESIDE = {
-    "audit": (*WORKER[:-2], "audit", "notary"),
+    "audit": (*WORKER[:-2], "audit", "notary", "sweeper"),
     "analytics": (*WORKER[:-2], "analytics"),
 }
 """Further processes by name, each running services of its own. The ledger is ready without them."""
