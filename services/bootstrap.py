@@ -25,6 +25,7 @@ from infra.settings import Settings
 from services.audit import AuditService
 from services.commands import CommandService
 from services.conversations import Conversations
+from services.directory import DirectoryService
 from services.endpoint import NEVER_ANSWER, Outbox
 from services.notary import Notary
 from services.queries import QueryService
@@ -122,6 +123,9 @@ async def running(
 
             analytics = Analytics(settings, store.topology, outbox)
             await analytics.start(serving, reading)
+        directory = DirectoryService(settings, store.topology, outbox)
+        if "directory" in services:
+            await directory.start(serving, reading)
         try:
             yield process
         finally:
@@ -131,6 +135,7 @@ async def running(
             await process.queries.idle()
             await process.audit.idle()
             await process.notary.close()
+            await directory.close()
             if analytics is not None:
                 await analytics.close()
             await conversations.close()

@@ -29,6 +29,7 @@ WORKER = (sys.executable, "-P", "-m", "services.cli", "serve", "commands", "quer
 BESIDE = {
     "audit": (*WORKER[:-2], "audit", "notary", "sweeper"),
     "analytics": (*WORKER[:-2], "analytics"),
+    "directory": (*WORKER[:-2], "directory"),
 }
 """Further processes by name, each running services of its own. The ledger is ready without them."""
 

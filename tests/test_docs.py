@@ -578,7 +578,7 @@ async def test_permissions_as_shown_are_enough_and_not_too_much(tmp_path: Path) 
             reply = await acme.request(subject, json.dumps(body).encode(), timeout=10)
             return cast("dict[str, Any]", json.loads(reply.data))
 
-        async with running(Settings(), SERVICES, url=ledger_url):
+        async with running(Settings(data_dir=tmp_path / "data"), SERVICES, url=ledger_url):
             live = await acme.subscribe("convo.live.*.acme.>")
             assert (await ask("convo.cmd.acme.c-1.init", {"user_id": "ada"}))["ok"]
             many = [{"role": "user", "content": f"message {n}"} for n in range(100)]
@@ -587,6 +587,11 @@ async def test_permissions_as_shown_are_enough_and_not_too_much(tmp_path: Path) 
                 assert (await ask(f"convo.get.acme.c-1.{view}", {}))["ok"]
             for audit in ("replay", "verify", "export"):
                 assert (await ask(f"convo.audit.acme.c-1.{audit}", {}))["ok"]
+            listed = await acme.request(
+                "convo.list.acme", b"", timeout=10, headers={endpoint.MIN_SEQ: "101"}
+            )
+            assert len(json.loads(listed.data)["conversations"]) == 1
+            assert (await ask("convo.search.acme", {"query": '"message 99"'}))["hits"]
             heard = await live.next_msg(timeout=10)
             assert heard.headers is not None
             assert heard.headers["Event-Type"] == "ConversationStarted"
@@ -597,6 +602,7 @@ async def test_permissions_as_shown_are_enough_and_not_too_much(tmp_path: Path) 
         assert violations.empty()
         for subject in (
             "convo.cmd.other.c-1.init",
+            "convo.list.other",
             "convo.evt.0.acme.c-1",
             "convo.snap.0.acme.c-1",
         ):

@@ -14,6 +14,7 @@ from services.cli import output
 from services.cli.analytics import rebuild, sql
 from services.cli.audit import diff, replay, verify
 from services.cli.conversations import append, init, reset, turn, update, usage
+from services.cli.directory import list_, search
 from services.cli.errors import FAILED, INTERRUPTED, USAGE, CommandFailed, Interrupted
 from services.cli.evidence import check_proof, export, notary, prove
 from services.cli.importing import import_
@@ -183,6 +184,8 @@ for _command in (
     state,
     history,
     events,
+    list_,
+    search,
     import_,
     replay,
     verify,

@@ -26,7 +26,7 @@ from nats.errors import (
 from nats.errors import TimeoutError as NatsTimeout
 
 from domain.errors import InvalidRequest
-from domain.identity import ConversationId, new_id
+from domain.identity import ConversationId, encode_token, new_id
 from infra.connection import ConnectionRefused, ServerUnreachable, connect
 from infra.settings import Settings, SettingsError, without_password
 from services.cli.errors import CommandFailed, Refused, Unanswered
@@ -163,7 +163,13 @@ async def ask(
 
 
 def _nobody(subject: str) -> str:
-    service = {"cmd": "commands", "audit": "audit"}.get(subject.split(".")[1], "queries")
+    services = {
+        "cmd": "commands",
+        "audit": "audit",
+        "list": "directory",
+        "search": "directory",
+    }
+    service = services.get(subject.split(".")[1], "queries")
     return (
         f"the server is there, but no service answers {service}:"
         f" start them with `convo up` or `convo serve {service}`"
@@ -254,6 +260,16 @@ def audit(client: Client, named: Named, what: str, body: dict[str, Any]) -> Answ
     """Sends one request to the audit service and returns its answer."""
     subject = f"convo.audit.{conversation(named).key}.{what}"
     return asyncio.run(_once(client, subject, encode(body), None))
+
+
+def tenant_wide(
+    client: Client, what: str, tenant_id: str, body: dict[str, Any], min_seq: int | None
+) -> Answer:
+    """Sends one request about all of a tenant (`list`, `search`) and returns its answer."""
+    id = conversation(Named(tenant_id, "any"))
+    subject = f"convo.{what}.{encode_token(id.tenant_id)}"
+    headers = None if min_seq is None else {MIN_SEQ: str(min_seq)}
+    return asyncio.run(_once(client, subject, encode(body), headers))
 
 
 async def _once(

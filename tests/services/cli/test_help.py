@@ -24,6 +24,8 @@ CONTRACT = [
     "state",
     "history",
     "events",
+    "list",
+    "search",
     "import",
     "replay",
     "verify",
