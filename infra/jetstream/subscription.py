@@ -57,7 +57,9 @@ EXIT_TIMEOUT_S = 5.0
 _HEARTBEAT = "100"
 _EXPIRED = "408"
 _CONFLICT = "409"
-_BYTES_REACHED = "maxbytes"
+_REQUEST_DONE = ("maxbytes", "batch completed")
+"""In a conflict that only says that one request is served, with what is left of it."""
+
 _NO_MESSAGE = 10037
 
 
@@ -285,7 +287,7 @@ class _Feed:
         left = headers.get("Nats-Pending-Messages", "")
         if status == _HEARTBEAT:
             return
-        if left and (status == _EXPIRED or _BYTES_REACHED in said.lower()):
+        if left and (status == _EXPIRED or said.lower().endswith(_REQUEST_DONE)):
             self._asked -= int(left)
         else:
             self._lost = f"{status} {said}"

@@ -147,6 +147,23 @@ def test_nothing_is_left_on_the_server_when_it_ends(
     eventually(lambda: api(nats_url, f"CONSUMER.NAMES.{prefix}-EVENTS-0", {})["total"] == 0)
 
 
+def test_one_consumer_serves_as_long_as_nothing_goes_wrong(
+    recorder: JetStreamApplicationRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created: list[str] = []
+    create = subscription_module._Feed._create
+
+    async def counted(feed: subscription_module._Feed, nc: Client, name: str) -> None:
+        created.append(name)
+        await create(feed, nc, name)
+
+    monkeypatch.setattr(subscription_module._Feed, "_create", counted)
+    fill(recorder, 6_000, 1_000)
+    with recorder.subscribe() as subscription:
+        assert take(subscription, 6_000) == list(range(1, 6_001))
+    assert len(created) == 1
+
+
 def test_positions_between_events_are_passed_over(open_datastore: OpenDatastore) -> None:
     recorder = JetStreamProcessRecorder(open_datastore())
     for n in range(1, 101):
