@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SERVICES = ("commands", "queries", "audit", "notary", "sweeper", "analytics")
+SERVICES = ("commands", "queries", "audit", "notary", "sweeper", "analytics", "directory")
 """What `serve` can run."""
 
 STORE_WITHIN_S = 30.0

@@ -13,7 +13,7 @@ from services.cli import output
 from services.cli.errors import CommandFailed
 from services.cli.options import Client, client_options
 
-SERVICES = ("commands", "queries", "audit", "notary", "sweeper", "analytics")
+SERVICES = ("commands", "queries", "audit", "notary", "sweeper", "analytics", "directory")
 
 data_option = click.option(
     "--data", "data_dir", type=click.Path(path_type=Path), metavar="DIR", help="The data directory."
