@@ -20,7 +20,9 @@ NANO: Final = Decimal("0.000000001")
 
 COST_MAX: Final = Decimal("999999999.999999999")
 
-_PROBE: Final = 1_000_000
+_LINEAR_TOKENS_MAX: Final = 100_000
+"""Up to here prices per token are taken to be the same whatever the size of the call, where they
+are at this size and at a hundredth of it; a larger call is always calculated as a whole."""
 
 
 class Cost(NamedTuple):
@@ -79,17 +81,19 @@ def cost_of(event: UsageRecorded) -> Cost:
 
 
 def _priced(provider: str | None, model: str, time: datetime, call: _Call) -> Decimal | None:
-    # Prices change at the hour at the finest (those that depend on the time of day).
-    hour = time.replace(minute=0, second=0, microsecond=0)
-    rates = _rates(provider, model, hour)
-    if isinstance(rates, _Rates):
-        return (
-            rates.uncached * (call.prompt - call.cached - call.cache_write)
-            + rates.cached * call.cached
-            + rates.cache_write * call.cache_write
-            + rates.completion * call.completion
-        )
-    return None if rates is None else _calculated(provider, model, time, call)
+    if max(call.prompt, call.completion) <= _LINEAR_TOKENS_MAX:
+        # Prices change at the hour at the finest (those that depend on the time of day).
+        rates = _rates(provider, model, time.replace(minute=0, second=0, microsecond=0))
+        if isinstance(rates, _Rates):
+            return (
+                rates.uncached * (call.prompt - call.cached - call.cache_write)
+                + rates.cached * call.cached
+                + rates.cache_write * call.cache_write
+                + rates.completion * call.completion
+            )
+        if rates is None:
+            return None
+    return _calculated(provider, model, time, call)
 
 
 @lru_cache(16_384)
@@ -100,12 +104,14 @@ def _rates(provider: str | None, model: str, time: datetime) -> _Rates | Literal
     Found by asking for the price of each kind of token at two sizes: rates that are the same are
     rates, and a call is then priced in a microsecond instead of 200.
     """
-    small = [_calculated(provider, model, time, call) for call in _probes(1_000)]
-    large = [_calculated(provider, model, time, call) for call in _probes(_PROBE)]
+    small = [
+        _calculated(provider, model, time, call) for call in _probes(_LINEAR_TOKENS_MAX // 100)
+    ]
+    large = [_calculated(provider, model, time, call) for call in _probes(_LINEAR_TOKENS_MAX)]
     if None in small or None in large:
         return None
-    per_token = [price / 1_000 for price in small if price is not None]
-    if per_token != [price / _PROBE for price in large if price is not None]:
+    per_token = [price * 100 / _LINEAR_TOKENS_MAX for price in small if price is not None]
+    if per_token != [price / _LINEAR_TOKENS_MAX for price in large if price is not None]:
         return "tiered"
     return _Rates(*per_token)
 

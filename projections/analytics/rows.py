@@ -18,10 +18,19 @@ from pydantic_core import from_json, to_json
 from domain.events import (
     ABSENT,
     ContextUpdated,
+    ConversationClosed,
+    ConversationErased,
     ConversationEvent,
+    ConversationReopened,
     ConversationStarted,
     ConversationTitled,
     MessageAppended,
+    MessageEdited,
+    MessageRedacted,
+    ReplyAborted,
+    ReplyChunkAppended,
+    ReplyCompleted,
+    ReplyStarted,
     SessionReset,
     UsageRecorded,
     merged,
@@ -63,6 +72,11 @@ class ConversationRow:
     cost_usd: Decimal | None = None
     context: JSONObject = field(default_factory=dict)
     metadata: JSONObject = field(default_factory=dict)
+    title_from: str | None = None
+    """The message that the title was taken from; "" where that is not known, None for no message.
+    Not a column: it is kept in a table of its own, `titles`."""
+    last_message_id: str = ""
+    """Of the batch at hand."""
 
     def values(self) -> tuple[Any, ...]:
         """The row in the order of `CONVERSATIONS`."""
@@ -163,6 +177,54 @@ Row = tuple[Any, ...]
 
 
 @dataclass(slots=True)
+class MessageChange:
+    """What the events of a batch make of one message, which may be of an earlier batch.
+
+    `replaced`: `content` takes the place of what was there; else `appended` goes behind it.
+    """
+
+    before_version: int
+    replaced: bool = False
+    content: str | None = None
+    chars: int = 0
+    appended: str = ""
+    ended: bool = False
+    edited_at: datetime | None = None
+    redacted_at: datetime | None = None
+
+    def take(self, event: ReplyChunkAppended | MessageEdited | MessageRedacted) -> None:
+        """Takes in the next event about the message; a redacted one stays as it is."""
+        if self.redacted_at is not None:
+            return
+        match event:
+            case ReplyChunkAppended():
+                self.appended += event.text
+            case MessageEdited():
+                self.replaced, self.appended = True, ""
+                self.content, self.chars = content_text(event.content), chars_of(event.content)
+                self.edited_at = event.timestamp
+            case MessageRedacted():
+                self.replaced, self.appended, self.ended = True, "", True
+                self.content, self.chars = None, 0
+                self.redacted_at = event.timestamp
+
+
+CHANGES = (
+    "tenant_id",
+    "conversation_id",
+    "message_id",
+    "before_version",
+    "replaced",
+    "content",
+    "chars",
+    "appended",
+    "ended",
+    "edited_at",
+    "redacted_at",
+)
+
+
+@dataclass(slots=True)
 class Rows:
     """What a batch of events adds: new rows by table, oldest first, in the order of the columns
     above. Of `conversations` it holds the rows that the batch changed, as they are after it."""
@@ -171,6 +233,12 @@ class Rows:
     messages: list[Row] = field(default_factory=list)
     usage: list[Row] = field(default_factory=list)
     conversations: dict[str, ConversationRow] = field(default_factory=dict)
+    changes: dict[tuple[str, str, str], MessageChange] = field(default_factory=dict)
+    """By tenant, conversation and message, of messages of this batch and of those before."""
+    erased: dict[tuple[str, str], datetime] = field(default_factory=dict)
+    """The conversations whose every text is to be forgotten, and since when."""
+    titles: dict[str, Row] = field(default_factory=dict)
+    """Rows of `titles` that the batch changed: which message a title was taken from."""
 
     def fold(
         self,
@@ -184,6 +252,7 @@ class Rows:
         """
         event = received.event
         tenant_id, conversation_id = conversation.tenant_id, conversation.conversation_id
+        title_from = conversation.title_from
         self.events.append(
             (
                 tenant_id,
@@ -200,41 +269,87 @@ class Rows:
             )
         )
         match event:
-            case MessageAppended():
-                conversation.message_count += 1
-                self.messages.append(
-                    (
-                        tenant_id,
-                        conversation_id,
-                        event.message_id,
-                        event.originator_version,
-                        received.seq,
-                        event.role,
-                        content_text(event.content),
-                        chars_of(event.content),
-                        event.name,
-                        time_of(event),
-                        conversation.sessions,
-                        None,
-                        None,
-                        False,
-                        None if event.tool_calls is None else json_text(event.tool_calls),
-                        json_text(event.metadata),
-                    )
-                )
+            case MessageAppended() | ReplyStarted():
+                self._say(event, received.seq, conversation)
+            case ReplyChunkAppended() | MessageEdited() | MessageRedacted():
+                self._change(event, conversation)
+            case ReplyCompleted() | ReplyAborted():
+                self._of(event, event.message_id, conversation).ended = True
             case UsageRecorded():
                 self._use(event, received.seq, conversation, price(event))
             case SessionReset():
                 conversation.sessions += 1
-            case ConversationStarted():
-                _begin(conversation, event)
-            case ContextUpdated():
-                _merge(conversation, event)
-            case ConversationTitled():
-                conversation.title = event.title
+            case ConversationErased():
+                self._erase(event, conversation)
+            case _:
+                _update(conversation, event)
+        if conversation.title_from != title_from:
+            taken = (tenant_id, conversation_id, conversation.title_from)
+            self.titles[event.originator_id] = taken
         conversation.version = event.originator_version
-        conversation.last_activity = event.timestamp
+        if event.is_activity:
+            conversation.last_activity = event.timestamp
         self.conversations[event.originator_id] = conversation
+
+    def _say(
+        self, event: MessageAppended | ReplyStarted, seq: int, conversation: ConversationRow
+    ) -> None:
+        conversation.message_count += 1
+        conversation.last_message_id = event.message_id
+        if isinstance(event, ReplyStarted):
+            content: str | None = ""
+            chars, name, calls = 0, None, None
+            created_at = event.timestamp
+        else:
+            content, chars, name = content_text(event.content), chars_of(event.content), event.name
+            calls = None if event.tool_calls is None else json_text(event.tool_calls)
+            created_at = time_of(event)
+        self.messages.append(
+            (
+                conversation.tenant_id,
+                conversation.conversation_id,
+                event.message_id,
+                event.originator_version,
+                seq,
+                event.role,
+                content,
+                chars,
+                name,
+                created_at,
+                conversation.sessions,
+                None,
+                None,
+                isinstance(event, ReplyStarted),
+                calls,
+                json_text(event.metadata),
+            )
+        )
+
+    def _of(
+        self, event: ConversationEvent, message_id: str, conversation: ConversationRow
+    ) -> MessageChange:
+        """What this batch makes of the message so far."""
+        key = (conversation.tenant_id, conversation.conversation_id, message_id)
+        change = self.changes.get(key)
+        if change is None:
+            change = self.changes[key] = MessageChange(event.originator_version)
+        return change
+
+    def _change(
+        self,
+        event: ReplyChunkAppended | MessageEdited | MessageRedacted,
+        conversation: ConversationRow,
+    ) -> None:
+        self._of(event, event.message_id, conversation).take(event)
+        if isinstance(event, MessageRedacted) and conversation.title_from in ("", event.message_id):
+            conversation.title = conversation.title_from = None
+
+    def _erase(self, event: ConversationErased, conversation: ConversationRow) -> None:
+        self.erased[conversation.tenant_id, conversation.conversation_id] = event.timestamp
+        conversation.status = "erased"
+        conversation.user_id = conversation.title = conversation.model = None
+        conversation.title_from = None
+        conversation.context, conversation.metadata = {}, {}
 
     def _use(
         self, event: UsageRecorded, seq: int, conversation: ConversationRow, cost: Cost
@@ -276,6 +391,21 @@ def new_conversation(key: str) -> ConversationRow:
     return ConversationRow(*ConversationId.from_key(key))
 
 
+def _update(row: ConversationRow, event: ConversationEvent) -> None:
+    match event:
+        case ConversationStarted():
+            _begin(row, event)
+        case ContextUpdated():
+            _merge(row, event)
+        case ConversationTitled():
+            row.title = event.title
+            row.title_from = row.last_message_id if event.source == "auto" else None
+        case ConversationClosed():
+            row.status = event.reason
+        case ConversationReopened():
+            row.status = "active"
+
+
 def _begin(row: ConversationRow, event: ConversationStarted) -> None:
     row.created_at = event.timestamp
     row.user_id = event.user_id
@@ -290,6 +420,7 @@ def _merge(row: ConversationRow, event: ContextUpdated) -> None:
         row.user_id = event.user_id
     if event.title is not ABSENT:
         row.title = event.title
+        row.title_from = None
     if event.model is not ABSENT:
         row.model = event.model
     row.context = merged(row.context, event.context)

@@ -92,7 +92,11 @@ MIGRATIONS: Final = (
                 completion_tokens HUGEINT NOT NULL, total_tokens HUGEINT NOT NULL,
                 cost_usd DECIMAL(38,9), context JSON NOT NULL, metadata JSON NOT NULL,
                 PRIMARY KEY (tenant_id, conversation_id))""",
+            """CREATE TABLE titles (
+                tenant_id VARCHAR NOT NULL, conversation_id VARCHAR NOT NULL,
+                message_id VARCHAR, PRIMARY KEY (tenant_id, conversation_id))""",
             *(f"CREATE VIEW {name} AS {query}" for name, query in VIEWS.items()),
         ),
     ),
+    Migration(2, None),  # replies, edits, redactions and erasing came to be understood
 )

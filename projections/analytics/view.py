@@ -40,7 +40,7 @@ from pydantic_core import from_json
 from domain.identity import ConversationId
 
 from . import sandbox
-from .rows import CONVERSATIONS, EVENTS, MESSAGES, USAGE, ConversationRow, Row, Rows
+from .rows import CHANGES, CONVERSATIONS, EVENTS, MESSAGES, USAGE, ConversationRow, Row, Rows
 from .schema import MIGRATIONS
 
 log = logging.getLogger(__name__)
@@ -275,6 +275,55 @@ _SCHEMAS: Final = {
     ),
 }
 
+_SCHEMAS["titles"] = pa.schema(
+    [("tenant_id", _TEXT), ("conversation_id", _TEXT), ("message_id", _TEXT)]
+)
+_SCHEMAS["changes"] = _arrow_schema(
+    CHANGES, before_version=_INT, replaced=pa.bool_(), ended=pa.bool_()
+)
+
+_CHANGE: Final = """
+    UPDATE messages SET
+        content = CASE WHEN b.replaced THEN b.content || b.appended
+            WHEN b.appended = '' THEN messages.content
+            ELSE messages.content || b.appended END,
+        chars = CASE WHEN b.replaced THEN b.chars ELSE messages.chars END + length(b.appended),
+        edited_at = CASE WHEN b.redacted_at IS NULL
+            THEN coalesce(b.edited_at, messages.edited_at) END,
+        redacted_at = b.redacted_at,
+        streaming = messages.streaming AND NOT b.ended,
+        tool_calls = CASE WHEN b.redacted_at IS NULL THEN messages.tool_calls END,
+        metadata = CASE WHEN b.redacted_at IS NULL THEN messages.metadata ELSE '{}' END
+    FROM batch b
+    WHERE messages.tenant_id = b.tenant_id AND messages.conversation_id = b.conversation_id
+        AND messages.message_id = b.message_id AND messages.version < b.before_version
+        AND messages.redacted_at IS NULL"""
+
+# What is left of the data of events whose text is not to be shown any more.
+_REDACT: Final = (
+    """UPDATE events SET data = json_object('message_id', b.message_id, 'redacted', true)
+    FROM batch b
+    WHERE b.redacted_at IS NOT NULL AND events.tenant_id = b.tenant_id
+        AND events.conversation_id = b.conversation_id
+        AND events.type IN
+            ('MessageAppended', 'MessageEdited', 'ReplyStarted', 'ReplyChunkAppended')
+        AND (events.data->>'$.message_id') = b.message_id""",
+    """UPDATE events SET data = json_object('redacted', true)
+    FROM batch b
+    JOIN messages m USING (tenant_id, conversation_id, message_id)
+    WHERE b.redacted_at IS NOT NULL AND events.tenant_id = b.tenant_id
+        AND events.conversation_id = b.conversation_id AND events.type = 'ConversationTitled'
+        AND (events.data->>'$.source') = 'auto' AND events.version > m.version""",
+)
+_ERASE: Final = (
+    """UPDATE messages SET content = NULL, name = NULL, tool_calls = NULL, metadata = '{}',
+        edited_at = NULL, streaming = false, redacted_at = coalesce(redacted_at, $3)
+    WHERE tenant_id = $1 AND conversation_id = $2""",
+    """UPDATE events SET data = '{}', actor = NULL
+    WHERE tenant_id = $1 AND conversation_id = $2 AND $3 IS NOT NULL
+        AND type <> 'ConversationErased'""",
+)
+
 _KEYS: Final = pa.schema([("tenant_id", _TEXT), ("conversation_id", _TEXT)])
 
 
@@ -316,15 +365,13 @@ class AnalyticsView(DuckDBTrackingRecorder):
         for migration in MIGRATIONS:
             if migration.number <= version:
                 continue
-            if migration.statements is None:
-                if version:
-                    raise RebuildNeeded(
-                        f"{self.datastore.path} has schema {version}; schema {migration.number} "
-                        "needs the file to be built anew"
-                    )
-                continue
+            if migration.statements is None and version:
+                raise RebuildNeeded(
+                    f"{self.datastore.path} has schema {version}; schema {migration.number} "
+                    "needs the file to be built anew"
+                )
             with self.transaction() as connection:
-                for statement in migration.statements:
+                for statement in migration.statements or ():
                     connection.execute(statement)
                 connection.execute("INSERT INTO schema_migrations VALUES (?)", [migration.number])
             log.info("analytics schema %d", migration.number)
@@ -342,12 +389,30 @@ class AnalyticsView(DuckDBTrackingRecorder):
                 ("messages", rows.messages),
                 ("usage", rows.usage),
                 ("conversations", changed),
+                ("titles", list(rows.titles.values())),
             ):
                 if added:
                     connection.register("batch", _arrow(table, added))
-                    either = "OR REPLACE " if table == "conversations" else ""
+                    either = "OR REPLACE " if table in {"conversations", "titles"} else ""
                     connection.execute(f"INSERT {either}INTO {table} SELECT * FROM batch")  # noqa: S608 (our names)
                     connection.unregister("batch")
+            if rows.changes:
+                self._change_messages(connection, rows)
+            for (tenant_id, conversation_id), time in rows.erased.items():
+                for statement in _ERASE:
+                    connection.execute(statement, [tenant_id, conversation_id, time])
+
+    def _change_messages(self, connection: duckdb.DuckDBPyConnection, rows: Rows) -> None:
+        changes = [
+            (*key, *(getattr(change, name) for name in CHANGES[len(key) :]))
+            for key, change in rows.changes.items()
+        ]
+        connection.register("batch", _arrow("changes", changes))
+        connection.execute(_CHANGE)
+        if any(change.redacted_at is not None for change in rows.changes.values()):
+            for statement in _REDACT:
+                connection.execute(statement)
+        connection.unregister("batch")
 
     def hash_at(self, partition: int, seq: int) -> str | None:
         """The chain hash of the event at that place in the ledger; None where there is none."""
@@ -369,8 +434,9 @@ class AnalyticsView(DuckDBTrackingRecorder):
         with self.transaction() as connection:
             connection.register("batch", keys)
             found = connection.execute(
-                f"SELECT {', '.join(CONVERSATIONS)} FROM conversations "  # noqa: S608 (our names)
-                "SEMI JOIN batch USING (tenant_id, conversation_id)"
+                f"SELECT {', '.join(CONVERSATIONS)}, message_id FROM conversations "  # noqa: S608 (our names)
+                "SEMI JOIN batch USING (tenant_id, conversation_id) "
+                "LEFT JOIN titles USING (tenant_id, conversation_id)"
             ).fetchall()
             connection.unregister("batch")
         rows = [_conversation(values) for values in found]
@@ -381,8 +447,8 @@ def _conversation(values: tuple[Any, ...]) -> ConversationRow:
     row = ConversationRow(*values)
     row.created_at = row.created_at and row.created_at.replace(tzinfo=UTC)
     row.last_activity = row.last_activity and row.last_activity.replace(tzinfo=UTC)
-    row.context = from_json(values[-2])
-    row.metadata = from_json(values[-1])
+    row.context = from_json(row.context)  # type: ignore[arg-type]  # JSON text so far
+    row.metadata = from_json(row.metadata)  # type: ignore[arg-type]  # the same
     return row
 
 
@@ -391,6 +457,7 @@ DIGESTED: Final = {
     "messages": "tenant_id, conversation_id, version",
     "usage": "tenant_id, conversation_id, version",
     "conversations": "tenant_id, conversation_id",
+    "titles": "tenant_id, conversation_id",
     "tracking": "application_name",
 }
 """The tables that a rebuild must give again, and what tells their rows apart."""

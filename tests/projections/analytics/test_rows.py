@@ -15,7 +15,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from pydantic_core import from_json
 
-from domain.events import ConversationEvent, MessageAppended, UsageRecorded
+from domain.events import (
+    ConversationErased,
+    ConversationEvent,
+    MessageAppended,
+    MessageRedacted,
+    UsageRecorded,
+)
 from projections.analytics.rows import (
     CONVERSATIONS,
     MESSAGES,
@@ -29,7 +35,15 @@ from projections.analytics.rows import (
 from projections.analytics.view import AnalyticsView, DuckDBDatastore, digests
 from tests.domain import model as plain
 from tests.domain import strategies
-from tests.domain.specification import ADAS, MAPPER, Request, given, through_storage
+from tests.domain.specification import (
+    ADAS,
+    MAPPER,
+    Request,
+    append,
+    given,
+    init,
+    through_storage,
+)
 
 
 def fold(events: Sequence[ConversationEvent]) -> Rows:
@@ -47,7 +61,7 @@ def table(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[dict[st
 
 
 @arbitrary(requests=plain.lives)
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=12)
 def test_rows_agree_with_the_model_of_any_life(requests: list[Request]) -> None:
     scenario = given()
     model: plain.Model | None = None
@@ -64,26 +78,60 @@ def test_rows_agree_with_the_model_of_any_life(requests: list[Request]) -> None:
         return
     conversation = dict(zip(CONVERSATIONS, rows.conversations[ADAS.key].values(), strict=True))
     assert (conversation["tenant_id"], conversation["conversation_id"]) == ADAS
-    for column in ("user_id", "title", "model", "version", "message_count"):
+    for column in ("version", "message_count", "status"):
         assert conversation[column] == model[column]
-    assert from_json(conversation["context"]) == model["context"]
-    assert from_json(conversation["metadata"]) == model["metadata"]
+    if model["status"] != "erased":
+        for column in ("user_id", "title", "model"):
+            assert conversation[column] == model[column]
+        assert from_json(conversation["context"]) == model["context"]
+        assert from_json(conversation["metadata"]) == model["metadata"]
     assert conversation["prompt_tokens"] == model["lifetime_prompt"]
     assert conversation["completion_tokens"] == model["lifetime_completion"]
     assert conversation["total_tokens"] == model["lifetime_prompt"] + model["lifetime_completion"]
-    messages = table(MESSAGES, rows.messages)
-    assert len(messages) == model["message_count"]
     sessions = conversation["sessions"]
-    present = [each for each in messages if each["session"] == sessions]
-    assert len(present) == len(model["session"])
-    for row, said in zip(present, model["session"], strict=True):
-        assert row["role"] == said["role"]
-        if isinstance(said["content"], str):
-            assert row["content"] == said["content"]
-            assert row["chars"] == len(said["content"])
     usage = [row for row in table(USAGE, rows.usage) if row["session"] == sessions]
     assert sum(row["prompt_tokens"] for row in usage) == model["prompt"]
     assert sum(row["completion_tokens"] for row in usage) == model["completion"]
+    check_messages(events, sessions, model)
+
+
+def check_messages(events: list[ConversationEvent], session: int, model: plain.Model) -> None:
+    """The table of messages agrees with the model, however the events are batched."""
+    whole, single = (AnalyticsView(DuckDBDatastore(None, threads=1)) for _ in range(2))
+    whole.write(fold(events), Tracking("S", len(events)))
+    for seq, event in enumerate(events, 1):
+        found = single.conversations([ADAS])
+        rows = Rows()
+        body = MAPPER.to_stored_event(event).state
+        conversation = found.get(ADAS.key) or new_conversation(ADAS.key)
+        rows.fold(Received(event, 0, seq, "ab" * 32, body), conversation)
+        single.write(rows, Tracking("S", seq))
+    columns = ", ".join(MESSAGES)
+    told = [
+        each.datastore.cursor()
+        .execute(f"SELECT {columns} FROM messages ORDER BY version")
+        .fetchall()
+        for each in (whole, single)
+    ]
+    assert told[0] == told[1]
+    for each in (whole, single):
+        each.close()
+        each.datastore.close()
+    messages = table(MESSAGES, told[0])
+    assert len(messages) == model["message_count"]
+    if model["status"] == "erased":
+        assert {row["content"] for row in messages} <= {None}
+        return
+    present = [row for row in messages if row["session"] == session]
+    assert len(present) == len(model["session"])
+    for row, expected in zip(present, model["session"], strict=True):
+        assert row["role"] == expected["role"]
+        assert row["streaming"] == expected.get("streaming", False)
+        assert (row["redacted_at"] is not None) == expected.get("redacted", False)
+        assert (row["edited_at"] is not None) == expected.get("edited", False)
+        if isinstance(expected["content"], str | None):
+            assert row["content"] == expected["content"]
+            assert row["chars"] == len(expected["content"] or "")
 
 
 @arbitrary(event=strategies.events)
@@ -104,7 +152,12 @@ def tables() -> AnalyticsView:
     return AnalyticsView(DuckDBDatastore(None))
 
 
-@arbitrary(events=st.lists(strategies.events, min_size=1, max_size=5))
+shown = strategies.events.filter(
+    lambda event: not isinstance(event, MessageRedacted | ConversationErased)
+)
+
+
+@arbitrary(events=st.lists(shown, min_size=1, max_size=5))
 @settings(deadline=None, max_examples=60)
 def test_the_tables_hold_whatever_an_event_may(
     tables: AnalyticsView, events: list[ConversationEvent]
@@ -249,3 +302,41 @@ def test_digests_tell_tables_apart_whatever_the_order_of_their_rows(
 
     assert first == second
     assert {table for table in first if first[table] != third[table]} == {"events", "messages"}
+
+
+SECRET = "the secret 4711"
+
+
+@pytest.mark.parametrize(
+    "last",
+    [Request("redact", {"message_id": "m0"}), Request("erase", {})],
+    ids=["redacted", "erased"],
+)
+@pytest.mark.parametrize("together", [True, False], ids=["one batch", "a batch each"])
+def test_no_table_holds_what_is_redacted_or_erased(last: Request, together: bool) -> None:
+    scenario = given(
+        init(),
+        append(SECRET, message_id="m0", metadata={"note": SECRET}),
+        Request("edit", {"message_id": "m0", "content": f"now {SECRET}"}),
+        last,
+    )
+    events = through_storage(scenario.events)
+    tables = AnalyticsView(DuckDBDatastore(None))
+    for batch in [events] if together else [[event] for event in events]:
+        rows = Rows()
+        known = tables.conversations([ADAS]).get(ADAS.key) or new_conversation(ADAS.key)
+        for event in batch:
+            seq = event.originator_version
+            body = MAPPER.to_stored_event(event).state
+            rows.fold(Received(event, 0, seq, "ab" * 32, body), known)
+        tables.write(rows, Tracking("S", seq))
+
+    connection = tables.datastore.cursor()
+    for name in ("events", "messages", "usage", "conversations", "titles"):
+        assert SECRET not in str(connection.execute(f"FROM {name}").fetchall())
+    ((redacted_at, chars),) = connection.execute(
+        "SELECT redacted_at, chars FROM messages"
+    ).fetchall()
+    assert redacted_at is not None
+    assert chars >= 0
+    assert connection.execute("SELECT count(*) FROM events").fetchone() == (len(events),)
