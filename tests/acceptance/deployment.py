@@ -133,7 +133,8 @@ class Worker:
         **settings: object,
     ) -> None:
         self.log_file = directory / "worker.log"
-        self._url = server.url
+        self.command = [sys.executable, "-P", "-m", "services.cli", "serve", "commands", "queries"]
+        self.command += ["--nats", server.url]
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("CONVO_")},
             "PYTHONPATH": str(REPOSITORY),
@@ -149,8 +150,7 @@ class Worker:
 
     def start(self) -> None:
         """Starts the process; see `answering` for when it is ready."""
-        command = [sys.executable, "-P", "-m", "services.cli", "serve", "commands", "queries"]
-        self._process = _tethered([*command, "--nats", self._url], self._environment, self.log_file)
+        self._process = _tethered(self.command, self._environment, self.log_file)
 
     def kill(self) -> None:
         """SIGKILL; returns once the process is gone."""

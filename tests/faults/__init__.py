@@ -1,0 +1,1 @@
+"""Processes killed under load, and what has to be there afterwards."""
