@@ -18,6 +18,7 @@ from services.cli.directory import list_, search
 from services.cli.errors import FAILED, INTERRUPTED, USAGE, CommandFailed, Interrupted
 from services.cli.evidence import check_proof, export, notary, prove
 from services.cli.importing import import_
+from services.cli.life import close, edit, erase, redact, reopen, reply
 from services.cli.operations import doctor, serve, status, up
 from services.cli.tailing import tail
 from services.cli.views import events, history, messages, state, usage_totals
@@ -179,6 +180,12 @@ for _command in (
     turn,
     reset,
     update,
+    reply,
+    edit,
+    redact,
+    close,
+    reopen,
+    erase,
     messages,
     usage_totals,
     state,

@@ -54,7 +54,7 @@ def init(
     if user_id is None:
         raise click.UsageError("Missing argument 'USER_ID' (or the option --user-id)")
     body = given(user_id=user_id, **fields)
-    _send(client, writing, named, "init", body, what=f"conversation of {user_id}")
+    send(client, writing, named, "init", body, what=f"conversation of {user_id}")
 
 
 @click.command()
@@ -110,7 +110,7 @@ def append(
         "content": text if content_json is None else content_json,
         **given(name=author, **fields),
     }
-    _send(client, writing, named, "append", body, what=f"message of {role}")
+    send(client, writing, named, "append", body, what=f"message of {role}")
 
 
 @click.command()
@@ -137,7 +137,7 @@ def usage(client: Client, writing: Writing, *, named: Named, **fields: Any) -> N
     """
     body = given(**fields)
     what = f"{body['prompt_tokens']} + {body['completion_tokens']} tokens"
-    _send(client, writing, named, "usage", body, what=what)
+    send(client, writing, named, "usage", body, what=what)
 
 
 @click.command()
@@ -188,7 +188,7 @@ def turn(
             raise click.UsageError("the usage is given twice: in the body and as flags")
         body["usage"] = used
     what = f"{len(body['messages'])} messages"
-    _send(client, writing, named, "turn", body, what=what)
+    send(client, writing, named, "turn", body, what=what)
 
 
 @click.command()
@@ -204,7 +204,7 @@ def reset(client: Client, writing: Writing, *, named: Named, reason: str | None)
     Example:
       convo reset c-1 --reason "new topic"
     """
-    _send(client, writing, named, "reset", given(reason=reason), what="reset")
+    send(client, writing, named, "reset", given(reason=reason), what="reset")
 
 
 @click.command()
@@ -227,10 +227,10 @@ def update(client: Client, writing: Writing, *, named: Named, **fields: Any) -> 
         raise click.UsageError(
             "nothing to change: give --title, --model, --user-id, --context or --metadata"
         )
-    _send(client, writing, named, "update", body, what="updated")
+    send(client, writing, named, "update", body, what="updated")
 
 
-def _send(
+def send(
     client: Client,
     writing: Writing,
     named: Named,

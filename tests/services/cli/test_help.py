@@ -19,6 +19,12 @@ CONTRACT = [
     "turn",
     "reset",
     "update",
+    "reply",
+    "edit",
+    "redact",
+    "close",
+    "reopen",
+    "erase",
     "messages",
     "usage-totals",
     "state",
@@ -68,7 +74,7 @@ def test_every_client_command_says_how_long_it_waits(convo: Convo, name: str) ->
     assert "--timeout SECONDS" in convo(name, "--help").stdout
 
 
-@pytest.mark.parametrize("name", ["init", "append", "usage", "turn", "reset", "update"])
+@pytest.mark.parametrize("name", ["init", "append", "turn", "reset", "update", "reply", "edit", "erase"])
 def test_every_write_takes_the_headers_of_a_command(convo: Convo, name: str) -> None:
     text = convo(name, "--help").stdout
 
