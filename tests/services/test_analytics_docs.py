@@ -22,7 +22,7 @@ from services.cli.analytics import table
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/analytics.md").read_text(encoding="utf-8")
-QUESTION = re.compile(r"### \d+\. (.+)\n\n```sql\n(.+?)\n```\n\n```text\n(.*?)\n```", re.DOTALL)
+QUESTION = re.compile(r"### \d+\. ([^\n]+)\n\n```sql\n(.+?)\n```\n\n```text\n(.*?)\n```", re.DOTALL)
 
 
 @pytest.mark.slow
