@@ -96,7 +96,7 @@ async def check_partition(
     pinned: PublicKey | None = None,
     progress: Progress | None = None,
 ) -> PartitionCheck:
-    """Checks a partition as it is now. Raises StoreUnavailable."""
+    """Checks a partition as it is when this begins. Raises StoreUnavailable."""
     found = PartitionCheck(partition, topology.stream_name(partition))
     total = await last_seq_of(nc, found.stream)
     statements = _Statements(nc, found, KeyHistory(pinned))
@@ -107,13 +107,19 @@ async def check_partition(
             async with aclosing(scan(nc, found.stream)) as blocks:
                 async for block in blocks:
                     for stored in block:
+                        if stored.seq > total:
+                            break
                         _check_chain(stored, heads, found)
                         if tree.take(stored):
                             await tree.compare(stored)
                     if progress is not None:
                         progress(found.events, total)
+                    if block[-1].seq >= total:
+                        break
             found.conversations = heads.count
-            await tree.finish()
+            if found.last_seq < total:
+                found.blame("sequence", from_seq=found.last_seq + 1, to_seq=total)
+            await tree.finish(await last_seq_of(nc, found.stream))
     found.root = tree.root
     if not statements.keys.is_anchored:
         found.blame("key", problem="the key that was given is none of this ledger's")
@@ -189,14 +195,17 @@ class _Tree:
                 self._found.checkpoints += 1
             await self.look_ahead()
 
-    async def finish(self) -> None:
-        """Tells of the checkpoints that speak of more than there is."""
-        while self._next is not None:
+    async def finish(self, end: int) -> None:
+        """Tells of the checkpoints that speak of more than there is; `end`: the last sequence now.
+
+        What was stored and signed while the check was under way is for the next one.
+        """
+        while self._next is not None and self._due > end:
             record_seq, checkpoint = self._next
             self._blame(
                 record_seq,
                 checkpoint,
-                f"it counted {checkpoint.size} events, the stream ends at {self._found.last_seq}",
+                f"it counted {checkpoint.size} events, the stream ends at {end}",
             )
             await self.look_ahead()
 

@@ -24,7 +24,7 @@ from nats.aio.subscription import Subscription
 from infra.jetstream.errors import NATS_FAILURES, StoreUnavailable, reason
 from infra.jetstream.topology import call
 
-REQUEST_EVENTS = 1_000
+REQUEST_EVENTS = 4_000
 REQUEST_BYTES = 8_000_000
 REQUEST_EXPIRES_S = 30.0
 SILENCE_MAX_S = 5.0

@@ -165,6 +165,17 @@ async def test_an_event_removed_by_the_servers_own_means(original: Copy, place: 
     assert first(report, "checkpoint")["problem"] == "events that it counted are missing"
 
 
+async def test_the_last_event_removed_by_the_servers_own_means(
+    original: Copy, place: Place
+) -> None:
+    await write_copy(place.nc, TOPOLOGY, original, deletable=True)
+    await delete(place.nc, 30)
+
+    report = await check_partition(place.nc, TOPOLOGY, 0)
+
+    assert first(report, "sequence")["from_seq"] == first(report, "sequence")["to_seq"] == 30
+
+
 async def test_two_swapped_events(original: Copy, place: Place) -> None:
     fifth, sixth = original.of("b")[4:6]
     forged = replaced(original.events, fifth, original.events[sixth])

@@ -220,6 +220,28 @@ async def test_a_notary_whose_key_is_not_the_ledgers_signs_nothing(
     assert await checkpoints(ledger) == before
 
 
+async def test_a_ledger_is_checked_while_it_is_written_and_signed(
+    ledger: Ledger, tmp_path: Path, until_async: Eventually
+) -> None:
+    """What is signed behind the end that a check has read is no fault."""
+    busy = True
+
+    async def write(conversation: str) -> None:
+        await ledger.do(conversation, "init", user_id="ada")
+        while busy:
+            await ledger.do(conversation, "append", role="user", content="more")
+
+    async with Notarised(ledger, settings(tmp_path, checkpoint_events=1)) as notary:
+        writers = [asyncio.ensure_future(write(f"c-{number}")) for number in range(5)]
+        await notary.covers(20, until_async)
+        for _ in range(10):
+            report = await checked(ledger)
+            assert report.valid, report.faults
+            assert report.covered > 0
+        busy = False
+        await asyncio.gather(*writers)
+
+
 async def test_a_ledger_without_a_notary_is_checked_all_the_same(ledger: Ledger) -> None:
     await ledger.talk("c-1", turns=1)
 
