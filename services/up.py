@@ -27,9 +27,9 @@ WORKER = (sys.executable, "-P", "-m", "services.cli", "serve", "commands", "quer
 """Told by its environment where NATS is."""
 
 BESIDE = {
-    "audit": (*WORKER[:-2], "audit", "notary", "sweeper"),
+    "audit": (*WORKER[:-2], "audit", "notary"),
     "analytics": (*WORKER[:-2], "analytics"),
-    "directory": (*WORKER[:-2], "directory"),
+    "directory": (*WORKER[:-2], "directory", "sweeper"),
 }
 """Further processes by name, each running services of its own. The ledger is ready without them."""
 
