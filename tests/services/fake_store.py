@@ -86,7 +86,9 @@ class FakeStore:
     def stream_of(self, key: str) -> str:
         return self.topology.stream_name(0)
 
-    async def pages(self, stream: str, subject: str, seq: int = 1) -> AsyncIterator[list[Recorded]]:
+    async def pages(
+        self, stream: str, subject: str, seq: int = 1, *, through: int = 0
+    ) -> AsyncIterator[list[Recorded]]:
         events = await self.read(self.topology.originator(subject), from_seq=seq)
         for start in range(0, len(events), 7):
             yield events[start : start + 7]

@@ -291,7 +291,9 @@ class Numbers:
     def __init__(self, seqs: list[int]) -> None:
         self.seqs = seqs
 
-    async def first_from(self, stream: str, subject: str, seq: int) -> Recorded | None:
+    async def first_from(
+        self, stream: str, subject: str, seq: int, *, leader: bool = False
+    ) -> Recorded | None:
         found = next((each for each in self.seqs if each >= seq), None)
         return None if found is None else Recorded(found, subject, "T", found, "", "", b"")
 
