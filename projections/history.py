@@ -57,9 +57,8 @@ class History:
         """The messages in the order in which they began."""
         return list(self._messages)
 
-    @property
     def is_unfinished(self) -> bool:
-        """Whether some of them are replies whose end has not been taken in."""
+        """Says whether some of them are replies whose end has not been taken in."""
         return bool(self._unfinished)
 
     def __len__(self) -> int:

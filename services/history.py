@@ -97,11 +97,11 @@ class HistoryReader:
 
     async def _as_they_are_now(self, history: History, version: int, seq: int) -> list[Message]:
         """The messages after all that has happened; taken in up to `version` at sequence `seq`."""
-        if history.is_unfinished:
+        if history.is_unfinished():
             async for recorded, event in self._events(version):
                 history.follow(event)
                 seq = recorded.seq
-                if not history.is_unfinished:
+                if not history.is_unfinished():
                     break
         history.hide(self._now.redactions)
         stream, subject = self._place

@@ -207,13 +207,13 @@ def test_a_page_of_the_history_follows_its_messages_behind_its_end() -> None:
     history = History()
     for event in events.events[:4]:
         history.apply(event)
-    before_its_end = history.is_unfinished
+    before_its_end = history.is_unfinished()
     for event in events.events[4:]:
         history.follow(event)
 
     assert contents(history.messages) == [None, "bc"]
     history.follow(events.when(reply_finish()).events[0])
-    assert (before_its_end, history.is_unfinished) == (True, False)
+    assert (before_its_end, history.is_unfinished()) == (True, False)
     assert "streaming" not in history.messages[1]
 
 

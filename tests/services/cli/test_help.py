@@ -41,7 +41,9 @@ CONTRACT = [
     "check-proof",
     "notary",
     "sql",
+    "report",
     "rebuild",
+    "export-parquet",
     "tail",
     "status",
     "doctor",
@@ -74,7 +76,9 @@ def test_every_client_command_says_how_long_it_waits(convo: Convo, name: str) ->
     assert "--timeout SECONDS" in convo(name, "--help").stdout
 
 
-@pytest.mark.parametrize("name", ["init", "append", "turn", "reset", "update", "reply", "edit", "erase"])
+@pytest.mark.parametrize(
+    "name", ["init", "append", "turn", "reset", "update", "reply", "edit", "erase"]
+)
 def test_every_write_takes_the_headers_of_a_command(convo: Convo, name: str) -> None:
     text = convo(name, "--help").stdout
 
