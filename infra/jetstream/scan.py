@@ -181,21 +181,33 @@ class _Feed:
 
     async def _on_message(self, message: Msg) -> None:
         headers: Mapping[str, str] = message.headers or {}
-        if "Status" in headers and not message.reply.startswith("$JS.ACK."):
+        reply = message.reply
+        if "Status" in headers and not reply.startswith("$JS.ACK."):
             self._request_ended(headers)
             return
-        tokens = message.reply.split(".")
-        first = 5 if len(tokens) == 9 else 7  # with a domain and an account in it, by ADR-15
-        seq, delivered, time_ns, pending = map(int, tokens[first : first + 4])
+        # $JS.ACK.<stream>.<consumer>.<delivered>.<sequence>.<consumer's>.<time>.<pending>; with a
+        # domain and an account in front of the stream, and something behind, by ADR-15.
+        tokens = reply.split(".")
+        first = 5 if len(tokens) == 9 else 7
+        delivered = int(tokens[first + 1])
         if delivered != self._delivered + 1:
             self._lost = "a message got lost on the way"
         if self._lost is None:
             self._delivered = delivered
-            self._pending = pending
-            self._arrived.append(Stored(seq, message.subject, headers, time_ns, message.data))
-            self._left[0] -= 1
-            if self._left[0] == 0:
-                self._left.pop(0)
+            self._pending = int(tokens[first + 3])
+            self._arrived.append(
+                Stored(
+                    int(tokens[first]),
+                    message.subject,
+                    headers,
+                    int(tokens[first + 2]),
+                    message.data,
+                )
+            )
+            left = self._left
+            left[0] -= 1
+            if left[0] == 0:
+                left.pop(0)
         self._wake.set()
 
     def _request_ended(self, headers: Mapping[str, Any]) -> None:

@@ -32,22 +32,21 @@ def export(client: Client, *, named: Named, to: str | None) -> None:
       convo export c-1
       convo export c-1 -o - | gzip > c-1.evidence.jsonl.gz
     """
-    import asyncio
-
     from services.cli.requests import conversation
+    from services.cli.scanning import run
     from services.cli.verifying import BUNDLE_SUFFIX
 
     id = conversation(named)
     name = to or f"{id.key.partition('.')[2]}{BUNDLE_SUFFIX}"
     if name == "-":
-        manifest = asyncio.run(_export(client, named, sys.stdout.buffer))
+        manifest = run(_export(client, named, sys.stdout.buffer))
         sys.stdout.buffer.flush()
     else:
         path = Path(name)
         unfinished = path.with_name(f".{path.name}.unfinished")
         try:
             with unfinished.open("wb") as file:
-                manifest = asyncio.run(_export(client, named, file))
+                manifest = run(_export(client, named, file))
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
@@ -99,10 +98,11 @@ def prove(client: Client, *, named: Named, version: int, to: str | None) -> None
     Example:
       convo prove c-1 7 -o c-1.7.proof.json
     """
-    import asyncio
     import json
 
-    proof = json.dumps(asyncio.run(_prove(client, named, version)), ensure_ascii=False, indent=1)
+    from services.cli.scanning import run
+
+    proof = json.dumps(run(_prove(client, named, version)), ensure_ascii=False, indent=1)
     if to is None or to == "-":
         click.echo(proof)
         return

@@ -1,11 +1,14 @@
-"""The progress of reading a stream on a terminal: a bar when it takes longer than a second."""
+"""Reading a stream from the command line: on the faster event loop, and with its progress on a
+terminal, a bar when it takes longer than a second."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
+from collections.abc import Coroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -13,6 +16,18 @@ if TYPE_CHECKING:
 
 FIRST_SHOWN_S = 1.0
 REFRESH_S = 0.2
+
+
+Result = TypeVar("Result")
+
+
+def run(work: Coroutine[Any, Any, Result]) -> Result:
+    """Runs it on uvloop, where that is built for this platform."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(work)
+    return uvloop.run(work)
 
 
 class Counting:

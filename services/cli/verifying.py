@@ -3,7 +3,6 @@ streams, a bundle from its file alone."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -16,7 +15,7 @@ from services.cli import output
 from services.cli.errors import CommandFailed
 from services.cli.options import Client, Named
 from services.cli.requests import audit, connected, conversation, settings_of
-from services.cli.scanning import Counting
+from services.cli.scanning import Counting, run
 from services.cli.timeline import report
 from services.evidence import Finding, check_bundle
 from services.ledger_check import PartitionCheck, check_partition
@@ -96,7 +95,7 @@ def _finding(found: Finding, name: str, pinned: PublicKey | None) -> Iterator[st
 
 def everything(client: Client, pinned: PublicKey | None) -> None:
     """The whole ledger, from its streams."""
-    checks = asyncio.run(_everything(client, pinned))
+    checks = run(_everything(client, pinned))
     valid = all(each.valid for each in checks)
     if client.as_json:
         output.show_json(
@@ -170,7 +169,7 @@ def _fault(fault: dict[str, Any]) -> str:
 
 def projections(client: Client, named: Named | None) -> None:
     """What readers are shown, compared with the record; of one conversation or of all."""
-    compared, found = asyncio.run(_projections(client, named))
+    compared, found = run(_projections(client, named))
     if client.as_json:
         output.show_json(
             {
