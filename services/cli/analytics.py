@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
@@ -269,6 +269,132 @@ def rebuilt(result: dict[str, Any]) -> Iterator[str]:
             yield output.row(f"           {difference}")
     if result["exchanged"]:
         yield "the new tables are in place"
+
+
+@click.command()
+@click.option(
+    "-o",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="report.html",
+    show_default=True,
+    metavar="FILE",
+    help="Where to write it.",
+)
+@click.option("--tenant", "tenant_id", metavar="TENANT", help="This tenant's rows only.")
+@client_options
+def report(client: Client, *, file: Path, tenant_id: str | None) -> None:
+    """Write a report as one HTML page.
+
+    Tokens and cost by day, model and user, the length of conversations, response times. The page
+    holds everything itself: it needs no network and can be mailed.
+
+    \b
+    Example:
+      convo report
+      convo report --tenant acme -o acme.html
+    """
+    from projections.analytics.report import CHARTS, about, page
+
+    found, position = [], {}
+    for chart in CHARTS:
+        answer = json.loads(ask_sql(client, {"sql": chart.sql, **given(tenant_id=tenant_id)}).data)
+        names = [column["name"] for column in answer["columns"]]
+        found.append((chart, names, answer["rows"]))
+        position = answer["position"]
+    text = page(found, about({"position": position, "tenant_id": tenant_id}))
+    file.write_text(text, encoding="utf-8")
+    if client.as_json:
+        output.show_json({"ok": True, "file": str(file), "position": position})
+    else:
+        output.show([f"{file}: {len(CHARTS)} charts, {len(text):,} characters"])
+
+
+@click.command(name="export-parquet")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--tenant", "tenant_id", metavar="TENANT", help="This tenant's rows only.")
+@client_options
+def export_parquet(client: Client, *, directory: Path, tenant_id: str | None) -> None:
+    """Write the tables as Parquet files.
+
+    DIR/TABLE/day=YYYY-MM-DD/N.parquet, by the day of the row's own time (conversations: of their
+    last activity). What is written meanwhile may be left out. DIR must be new or empty.
+
+    \b
+    Example:
+      convo export-parquet warehouse
+      convo export-parquet warehouse --tenant acme --json
+    """
+    if directory.exists() and any(directory.iterdir()):
+        raise CommandFailed(f"{directory} is not empty: name a directory that is new")
+    written = {
+        name: sum(_export(client, directory / name, export, tenant_id))
+        for name, export in EXPORTS.items()
+    }
+    if client.as_json:
+        output.show_json({"ok": True, "rows": written})
+    else:
+        output.show(f"{rows:>12,}  {name}" for name, rows in written.items())
+
+
+class Export(NamedTuple):
+    """How a table is paged: its time of the day it belongs to, and what orders its rows."""
+
+    time: str
+    order: str
+
+
+EXPORTS: Final = {
+    "events": Export("time", "partition, seq"),
+    "messages": Export("created_at", "seq, tenant_id, conversation_id"),
+    "usage": Export("time", "seq, tenant_id, conversation_id"),
+    "conversations": Export("last_activity", "tenant_id, conversation_id"),
+}
+EXPORT_ROWS: Final = 20_000
+
+
+def _export(
+    client: Client, directory: Path, export: Export, tenant_id: str | None
+) -> Iterator[int]:
+    """Writes a table, day by day and page by page; yields the rows of each file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table_name, order = directory.name, export.order
+    day = f"CAST(date_trunc('day', {export.time}) AS DATE)"
+    tenant = given(tenant_id=tenant_id)
+    days = json.loads(
+        ask_sql(
+            client,
+            {
+                "sql": f"SELECT DISTINCT {day}::VARCHAR AS day FROM {table_name} ORDER BY day",  # noqa: S608 (our names)
+                "max_rows": 1_000_000,
+                **tenant,
+            },
+        ).data
+    )["rows"]
+    for (text,) in days:
+        folder = directory / f"day={text}"
+        folder.mkdir(parents=True)
+        number, after = 0, 0
+        while True:
+            answer = ask_sql(
+                client,
+                {
+                    "sql": f"SELECT * FROM {table_name} WHERE {day}::VARCHAR = ? "  # noqa: S608 (our names)
+                    f"ORDER BY {order} LIMIT {EXPORT_ROWS} OFFSET ?",
+                    "params": [text, after],
+                    "max_rows": EXPORT_ROWS,
+                    "format": "arrow",
+                    **tenant,
+                },
+            )
+            page = pa.ipc.open_stream(answer.data).read_all()
+            if not page.num_rows:
+                break
+            pq.write_table(page, folder / f"{number}.parquet")
+            yield page.num_rows
+            number, after = number + 1, after + page.num_rows
 
 
 # -- for a person ---------------------------------------------------------------------------------

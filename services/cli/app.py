@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from services.cli import output
-from services.cli.analytics import rebuild, sql
+from services.cli.analytics import export_parquet, rebuild, report, sql
 from services.cli.audit import diff, replay, verify
 from services.cli.conversations import append, init, reset, turn, update, usage
 from services.cli.directory import list_, search
@@ -202,7 +202,9 @@ for _command in (
     check_proof,
     notary,
     sql,
+    report,
     rebuild,
+    export_parquet,
     tail,
     status,
     doctor,

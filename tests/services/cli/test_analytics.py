@@ -96,3 +96,37 @@ def test_a_rebuild_gives_the_same_tables(convo: Convo, seq: str) -> None:
     result = json.loads(convo("rebuild", "analytics", "--json").stdout)
     assert (result["same"], result["exchanged"]) == (True, True)
     assert json.loads(convo("sql", MESSAGES, "--json").stdout)["row_count"] == 2
+
+
+def test_tables_as_parquet_by_day(convo: Convo, seq: str, tmp_path: Path) -> None:
+    convo("sql", "SELECT 1", "--min-seq", seq)
+    counted = json.loads(convo("export-parquet", "out", "--tenant", "acme", "--json").stdout)[
+        "rows"
+    ]
+
+    for name, count in counted.items():
+        files = sorted((tmp_path / "out" / name).glob("day=*/*.parquet"))
+        assert sum(pq.ParquetFile(file).metadata.num_rows for file in files) == count
+        asked = convo("sql", f"SELECT count(*) FROM {name}", "--tenant", "acme", "--json")
+        assert json.loads(asked.stdout)["rows"] == [[count]]
+    assert counted["messages"] == 2
+    assert "not empty" in complaint(convo("export-parquet", "out"), 1)
+
+
+def test_a_report_is_one_page_that_needs_nothing_else(
+    convo: Convo, seq: str, tmp_path: Path
+) -> None:
+    tokens = ("--prompt-tokens", "1000", "--completion-tokens", "10", "--model", "gpt-4o<script>")
+    used = json.loads(convo("usage", "acme/sql", *tokens, "--json").stdout)
+    convo("sql", "SELECT 1", "--min-seq", str(used["seq"]))
+
+    convo("report", "--tenant", "acme", "-o", "r.html")
+
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert "gpt-4o&lt;script&gt;" in page
+    assert "1,010" in page
+    assert "tenant acme" in page
+    assert page.count("<h2>") == 5
+    for reaching_out in ("http", "src=", "<script", "@import", "url("):
+        assert reaching_out not in page
