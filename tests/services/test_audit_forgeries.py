@@ -26,7 +26,7 @@ from services.bootstrap import topology
 from services.ledger_check import PartitionCheck, check_partition
 from services.notary import Notary, checkpoints_subject
 from services.notary import records as notary_records
-from tests.services.auditing import ledger_on
+from tests.services.auditing import Refused, ledger_on
 from tests.services.forging import Copy, delete, read_copy, rechained, replaced, write_copy
 
 JSON = dict[str, Any]
@@ -329,3 +329,21 @@ async def test_a_key_that_the_one_before_did_not_sign(original: Copy, place: Pla
     )
 
     assert kinds(report) == {"key"}
+
+
+async def test_a_replay_of_a_forged_record_is_refused_and_says_what_to_do(
+    original: Copy, place: Place
+) -> None:
+    at = original.of("b")[4]
+    forged = replaced(original.events, at, original.events[at].with_body(b"b says", b"B says"))
+    await write_copy(place.nc, TOPOLOGY, Copy(forged, original.records))
+
+    async with ledger_on(place.url, "audit") as ledger:
+        for what, body in (("replay", {}), ("diff", {"from_version": 1, "to_version": 9})):
+            with pytest.raises(Refused) as refused:
+                await ledger.audit("b", what, **body)
+            assert refused.value.error["code"] == "internal"
+            assert "version 5" in refused.value.error["message"]
+            assert "convo verify" in refused.value.error["message"]
+        exported = await ledger.audit("b", "export")
+        assert len(exported["events"]) == 10
