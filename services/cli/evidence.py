@@ -65,17 +65,17 @@ def export(client: Client, *, named: Named, to: str | None) -> None:
 async def _export(client: Client, named: Named, file: BinaryIO) -> dict[str, Any]:
     from domain.errors import ConversationNotInitialized
     from infra.jetstream.errors import StoreUnavailable
-    from services.bootstrap import topology
     from services.cli.requests import connected, conversation, settings_of
-    from services.cli.scanning import Counting
+    from services.cli.scanning import Counting, topology_of
     from services.evidence import EvidenceMissing, write_bundle
 
     settings = settings_of(client.nats)
     async with connected(settings, "convo export") as connection:
+        ledger = await topology_of(connection, settings)
         with Counting("reading the stream", wanted=not client.as_json) as counting:
             try:
                 return await write_bundle(
-                    connection, topology(settings), conversation(named), file, counting.at
+                    connection, ledger, conversation(named), file, counting.at
                 )
             except ConversationNotInitialized as error:
                 raise CommandFailed(error.message) from None
@@ -116,18 +116,18 @@ def prove(client: Client, *, named: Named, version: int, to: str | None) -> None
 async def _prove(client: Client, named: Named, version: int) -> dict[str, Any]:
     from domain.errors import ConversationNotInitialized
     from infra.jetstream.errors import StoreUnavailable
-    from services.bootstrap import topology
     from services.cli.requests import connected, conversation, settings_of
-    from services.cli.scanning import Counting
+    from services.cli.scanning import Counting, topology_of
     from services.evidence import EvidenceMissing
     from services.evidence import prove as make_proof
 
     settings = settings_of(client.nats)
     async with connected(settings, "convo prove") as connection:
+        ledger = await topology_of(connection, settings)
         with Counting("reading the stream", wanted=True) as counting:
             try:
                 return await make_proof(
-                    connection, topology(settings), conversation(named), version, counting.at
+                    connection, ledger, conversation(named), version, counting.at
                 )
             except ConversationNotInitialized as error:
                 raise CommandFailed(error.message) from None

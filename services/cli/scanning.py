@@ -11,8 +11,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 if TYPE_CHECKING:
+    from nats.aio.client import Client as Connection
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
+
+    from infra.jetstream.topology import Topology
+    from infra.settings import Settings
 
 FIRST_SHOWN_S = 1.0
 REFRESH_S = 0.2
@@ -28,6 +32,32 @@ def run(work: Coroutine[Any, Any, Result]) -> Result:
     except ImportError:
         return asyncio.run(work)
     return uvloop.run(work)
+
+
+async def topology_of(connection: Connection, settings: Settings) -> Topology:
+    """The streams that the ledger was created with, whatever number of partitions is set here.
+
+    `CommandFailed` when there is no ledger.
+    """
+    from infra.jetstream.errors import StoreUnavailable
+    from infra.jetstream.topology import call
+    from services.bootstrap import topology
+    from services.cli.errors import CommandFailed
+
+    first = topology(settings).stream_name(0)
+    try:
+        answer = await call(connection, f"STREAM.INFO.{first}", {})
+    except StoreUnavailable as error:
+        raise CommandFailed(str(error)) from None
+    if "error" in answer:
+        raise CommandFailed(
+            f"{first} cannot be read ({answer['error'].get('description')}): is this the server "
+            "of the ledger?"
+        )
+    partitions = answer["config"].get("metadata", {}).get("ledger.partitions", "")
+    if partitions.isdigit():
+        settings = settings.model_copy(update={"partitions": int(partitions)})
+    return topology(settings)
 
 
 class Counting:

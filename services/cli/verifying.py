@@ -10,12 +10,11 @@ from typing import Any
 
 from infra.jetstream.errors import StoreUnavailable
 from infra.notary.notes import NoteRefused, PublicKey
-from services.bootstrap import topology
 from services.cli import output
 from services.cli.errors import CommandFailed
 from services.cli.options import Client, Named
 from services.cli.requests import audit, connected, conversation, settings_of
-from services.cli.scanning import Counting, run
+from services.cli.scanning import Counting, run, topology_of
 from services.cli.timeline import report
 from services.evidence import Finding, check_bundle
 from services.ledger_check import PartitionCheck, check_partition
@@ -110,10 +109,10 @@ def everything(client: Client, pinned: PublicKey | None) -> None:
 
 async def _everything(client: Client, pinned: PublicKey | None) -> list[PartitionCheck]:
     settings = settings_of(client.nats)
-    ledger = topology(settings)
     checks = []
     async with connected(settings, "convo verify") as connection:
-        for partition in range(settings.partitions):
+        ledger = await topology_of(connection, settings)
+        for partition in range(ledger.partitions):
             name = ledger.stream_name(partition)
             with Counting(f"checking {name}", wanted=not client.as_json) as counting:
                 try:
@@ -192,9 +191,9 @@ def projections(client: Client, named: Named | None) -> None:
 
 async def _projections(client: Client, named: Named | None) -> tuple[int, list[Difference]]:
     settings = settings_of(client.nats)
-    ledger = topology(settings)
     compared, found = 0, []
     async with connected(settings, "convo verify") as connection:
+        ledger = await topology_of(connection, settings)
         work = Reconciliation(
             connection, ledger, window_size=settings.window_size, timeout_s=client.timeout_s
         )
