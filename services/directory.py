@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -52,6 +53,10 @@ OPEN_WITHIN_S: Final = 20.0
 
 MIN_SEQ_WAIT_S: Final = 5.0
 THREADS: Final = 4
+
+SWITCH_S: Final = 0.0002
+"""How long a thread of this process may keep Python from the others. The projector's hardly ever
+waits, and an answer gives way at each of its rows: by Python's own 5 ms it would take 100."""
 
 T = TypeVar("T")
 
@@ -139,6 +144,7 @@ class DirectoryService:
         self._loop = asyncio.get_running_loop()
         self._progressed = asyncio.Event()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="directory")
+        self._switch_s = sys.getswitchinterval()
         self._tasks: set[asyncio.Task[None]] = set()
         self._lock: FileLock | None = None
         self._view: DirectoryView | None = None
@@ -152,6 +158,7 @@ class DirectoryService:
         Raises DirectoryUnavailable when another process has the file, or it cannot be used.
         """
         self._nc = following
+        sys.setswitchinterval(SWITCH_S)
         self._lock = await self._locked()
         self._view = await asyncio.to_thread(self._opened)
         target = DirectoryTarget(self._view, self._streams, self.folder)
@@ -191,6 +198,7 @@ class DirectoryService:
             await asyncio.to_thread(self._view.datastore.close)
         if self._lock is not None:
             self._lock.close()
+            sys.setswitchinterval(self._switch_s)
 
     # -- the file ------------------------------------------------------------------------------
 
