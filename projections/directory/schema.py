@@ -9,6 +9,7 @@
   is `tenant * 2^40 + n`, so that a tenant's messages lie together, in the order of the ledger.
 - `found`: the full-text index, without a copy of the text. `facets` has the terms `c<number of the
   conversation>`, `u<digest of the user>` and `r<role>`; `terms` those of the text.
+  Beginnings of one character have lists of their own: a single one of Chinese is looked up so.
 - `heads`: the hash of the last event of each partition that was taken in.
 """
 
@@ -18,7 +19,7 @@ from typing import Final
 
 from .terms import FORMAT as TERMS_FORMAT
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Changes with every change of the tables: a file of another format is built anew."""
 
 USER_VERSION: Final = FORMAT * 1_000 + TERMS_FORMAT
@@ -80,7 +81,7 @@ CREATE TABLE IF NOT EXISTS messages (
 CREATE INDEX IF NOT EXISTS by_message
     ON messages (conversation, message_id);
 CREATE VIRTUAL TABLE IF NOT EXISTS found
-    USING fts5(facets, terms, content = '', tokenize = 'ascii');
+    USING fts5(facets, terms, content = '', tokenize = 'ascii', prefix = '1');
 CREATE TABLE IF NOT EXISTS heads (
     partition INTEGER PRIMARY KEY,
     hash TEXT NOT NULL
