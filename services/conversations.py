@@ -327,7 +327,7 @@ class Conversations:
             self._answer(attempt, error)
             return
         if (last.version if last else 0) == version:
-            if entry.tail.version == version and not entry.dropped:
+            if entry.tail.version == version:  # forgotten meanwhile or not: it is as it was
                 self._conclude(entry, attempt)
             else:
                 self._attempt(attempt)  # ours moved on meanwhile

@@ -23,6 +23,10 @@ def fresh() -> JSON:
         "context": {},
         "metadata": {},
         "titled": False,
+        "title_from": None,  # the message_id that it was taken from
+        "status": "active",
+        "open": {},  # message_id of a reply that has not ended -> the index of its next chunk
+        "redacted": set(),  # message_ids
         "all_messages": [],
         "session_begins": 0,  # the place in all_messages
         "tokens": [0, 0],
@@ -44,16 +48,128 @@ def execute(model: JSON, verb: str, body: JSON, headers: JSON) -> tuple[str, JSO
     expected = headers.get("Convo-Expected-Version")
     if expected is not None and int(expected) != model["version"]:
         return "version_conflict", {}
+    if model["status"] == "erased":
+        return "conversation_erased", {}
+    if model["status"] in {"closed", "deleted"} and verb not in {*ENDINGS, "init"}:
+        return "conversation_closed", {}
     messages: list[JSON] = [body] if verb == "append" else body.get("messages", [])
-    if any(len(m["content"].encode()) > CONTENT_BYTES_MAX for m in messages):
+    said = [m["content"] for m in [*messages, *([body] if verb == "edit" else [])]]
+    if any(len(content.encode()) > CONTENT_BYTES_MAX for content in said):
         return "message_too_large", {}
     taken = {message["message_id"] for message in model["all_messages"] if "message_id" in message}
-    if any(message.get("message_id") in taken for message in messages):
+    named = [body] if verb == "reply.start" else messages
+    if any(message.get("message_id") in taken for message in named):
         return "invalid_state", {}
+    if refusal := _refused_change(model, verb, body, taken):
+        return refusal, {}
     answer = _carry_out(model, verb, body, messages)
     if command_id is not None and answer["types"]:
         model["commands"][command_id] = (verb, answer)
     return "ok", answer
+
+
+ENDINGS = ("close", "reopen", "erase")
+OPEN_REPLIES_MAX = 8
+FURTHER = ["active", "inactive", "closed", "deleted"]
+
+
+def _refused_change(model: JSON, verb: str, body: JSON, taken: set[str]) -> str | None:
+    """Why a reply or a message cannot be changed like this; None where it can."""
+    if verb == "reply.start":
+        return "invalid_state" if len(model["open"]) == OPEN_REPLIES_MAX else None
+    if verb not in {"reply.chunk", "reply.finish", "reply.abort", "edit", "redact"}:
+        return None
+    message_id = body["message_id"]
+    if message_id not in taken:
+        return "message_not_found"
+    is_open = message_id in model["open"]
+    if verb == "edit" and (is_open or message_id in model["redacted"]):
+        return "invalid_state"
+    if verb.startswith("reply.") and not is_open:
+        return "invalid_state"
+    if verb == "reply.chunk":
+        if body["index"] > model["open"][message_id]:
+            return "invalid_state"
+        text = _named(model, message_id)["content"] + _new_text(model, body)
+        if len(text.encode()) > CONTENT_BYTES_MAX:
+            return "message_too_large"
+    return None
+
+
+def _named(model: JSON, message_id: str) -> JSON:
+    found: JSON = next(m for m in model["all_messages"] if m.get("message_id") == message_id)
+    return found
+
+
+def _new_text(model: JSON, body: JSON) -> str:
+    written = model["open"][body["message_id"]] - body["index"]
+    return "".join(body["texts"][written:])
+
+
+def _abort(model: JSON, *message_ids: str) -> list[str]:
+    """Ends replies; the types of the events."""
+    for message_id in message_ids:
+        del model["open"][message_id]
+        del _named(model, message_id)["streaming"]
+    return ["ReplyAborted"] * len(message_ids)
+
+
+def _start_over(model: JSON) -> list[str]:
+    """Begins a new session; the types of the events."""
+    types = ["ConversationReopened"] if model["status"] == "inactive" else []
+    model["status"] = "active"
+    types += _abort(model, *model["open"])
+    model["session_begins"] = len(model["all_messages"])
+    model["tokens"] = [0, 0]
+    return [*types, "SessionReset"]
+
+
+def _change(model: JSON, verb: str, body: JSON) -> list[str]:
+    """Carries out a command about one message; the types of the events."""
+    message_id = body["message_id"]
+    message = _named(model, message_id)
+    match verb:
+        case "reply.chunk":
+            new = body["texts"][model["open"][message_id] - body["index"] :]
+            if not new:
+                return []
+            message["content"] += "".join(new)
+            model["open"][message_id] += len(new)
+            return ["ReplyChunkAppended"]
+        case "reply.finish":
+            _abort(model, message_id)
+            return ["ReplyCompleted"]
+        case "reply.abort":
+            return _abort(model, message_id)
+        case "edit":
+            message |= {"content": body["content"], "edited": True}
+            return ["MessageEdited"]
+    if message_id in model["redacted"]:
+        return []
+    types = _abort(model, message_id) if message_id in model["open"] else []
+    message.pop("edited", None)
+    message |= {"content": None, "redacted": True}
+    model["redacted"].add(message_id)
+    if model["title_from"] == message_id:
+        model["title"] = None
+    return [*types, "MessageRedacted"]
+
+
+def _end(model: JSON, verb: str, body: JSON) -> list[str]:
+    """Carries out close, reopen or erase; the types of the events."""
+    if verb == "erase":
+        types = _abort(model, *model["open"])
+        model |= {"status": "erased", "user_id": None, "title": None, "model": None}
+        model |= {"context": {}, "metadata": {}}
+        return [*types, "ConversationErased"]
+    if verb == "reopen":
+        was, model["status"] = model["status"], "active"
+        return ["ConversationReopened"] if was != "active" else []
+    reason = body.get("reason", "closed")
+    if FURTHER.index(reason) <= FURTHER.index(model["status"]):
+        return []
+    model["status"] = reason
+    return [*_abort(model, *model["open"]), "ConversationClosed"]
 
 
 def _carry_out(model: JSON, verb: str, body: JSON, messages: list[JSON]) -> JSON:
@@ -66,10 +182,21 @@ def _carry_out(model: JSON, verb: str, body: JSON, messages: list[JSON]) -> JSON
         )
         model["titled"] = model["title"] is not None
         types.append("ConversationStarted")
-    if verb == "reset" or body.get("mode") == "replace":
-        model["session_begins"] = len(model["all_messages"])
-        model["tokens"] = [0, 0]
-        types.append("SessionReset")
+    if (
+        verb == "reset"
+        or body.get("mode") == "replace"
+        or (model["status"] == "inactive" and (messages or verb in {"usage", "reply.start"}))
+    ):
+        types += _start_over(model)
+    if verb in {"reply.chunk", "reply.finish", "reply.abort", "edit", "redact"}:
+        types += _change(model, verb, body)
+    if verb in ENDINGS:
+        types += _end(model, verb, body)
+    if verb == "reply.start":
+        types.append("ReplyStarted")
+        begun = {"role": "assistant", "content": "", "streaming": True, **body}
+        model["all_messages"].append({**begun, "version": before + len(types)})
+        model["open"][body["message_id"]] = 0
     for message in messages:
         types.append("MessageAppended")
         model["all_messages"].append({**message, "version": before + len(types)})
@@ -77,6 +204,7 @@ def _carry_out(model: JSON, verb: str, body: JSON, messages: list[JSON]) -> JSON
             text = message["content"]
             model["title"] = text[:50].strip() + ("..." if len(text) > 50 else "")
             model["titled"] = True
+            model["title_from"] = message.get("message_id")
             types.append("ConversationTitled")
     use = body if verb == "usage" else body.get("usage")
     if use is not None:
@@ -89,6 +217,8 @@ def _carry_out(model: JSON, verb: str, body: JSON, messages: list[JSON]) -> JSON
         for name in ("context", "metadata"):
             model[name] = _merged(model[name], body.get(name))
         model["titled"] = model["titled"] or body.get("title") is not None
+        if "title" in body:
+            model["title_from"] = None
         types.append("ContextUpdated")
     model["version"] += len(types)
     answer: JSON = {"version": model["version"], "types": types, "duplicate": False}
@@ -101,8 +231,40 @@ def _carry_out(model: JSON, verb: str, body: JSON, messages: list[JSON]) -> JSON
 
 def window_of(model: JSON) -> list[JSON]:
     """The recent messages: role, content, version, and message_id where it was given."""
+    if not shows_messages(model):
+        return []
     session: list[JSON] = model["all_messages"][model["session_begins"] :]
     return session[-WINDOW_SIZE:]
+
+
+def shows_messages(model: JSON) -> bool:
+    """Whether the messages are for readers at present."""
+    return model["status"] not in {"deleted", "erased"}
+
+
+def hidden(model: JSON, state: JSON, title_from: str | None) -> JSON:
+    """A state of an earlier version, as it is shown now; its title was taken from `title_from`."""
+    messages = [
+        {
+            **{name: value for name, value in message.items() if name != "edited"},
+            "content": None,
+            "metadata": {},
+            "redacted": True,
+        }
+        if message["message_id"] in model["redacted"]
+        else message
+        for message in state["recent_messages"]
+    ]
+    for message in messages:
+        if "redacted" in message:
+            message.pop("streaming", None)
+    shown = {**state, "recent_messages": messages if shows_messages(model) else []}
+    if title_from in model["redacted"]:
+        shown["title"] = None
+    if model["status"] == "erased":
+        shown |= {"status": "erased", "user_id": None, "title": None, "model": None}
+        shown |= {"context": {}, "metadata": {}}
+    return shown
 
 
 def totals_of(model: JSON) -> JSON:
@@ -120,7 +282,7 @@ def state_of(model: JSON) -> JSON:
     """What `state` answers, but for ids, times, sequences and the recent messages."""
     totals = totals_of(model)
     return {
-        "status": "active",
+        "status": model["status"],
         "user_id": model["user_id"],
         "title": model["title"],
         "model": model["model"],

@@ -45,6 +45,7 @@ tokens = st.integers(0, 2**53)
 uses = st.fixed_dictionaries({"prompt_tokens": tokens, "completion_tokens": tokens})
 command_ids = st.one_of(st.none(), st.sampled_from([f"k-{number}" for number in range(6)]))
 message_ids = st.one_of(st.none(), st.sampled_from([f"m-{number}" for number in range(12)]))
+some_ids = st.sampled_from([f"m-{number}" for number in range(12)])
 offsets = st.one_of(st.none(), st.none(), st.none(), st.sampled_from([0, 0, -1, 1, 40]))
 """Of the expected version from the present one."""
 
@@ -82,7 +83,7 @@ class Life(RuleBasedStateMachine):
         self.tokens = f"acme.c-{uuid4()}"
         self.model = model.fresh()
         self.first_answers: dict[str, JSON] = {}
-        self.states: list[JSON] = []
+        self.states: list[tuple[JSON, str | None]] = []  # and where the title was taken from
 
     @rule(facts=beginnings, id=command_ids, at=offsets)
     def init(self, facts: JSON, id: str, at: int) -> None:
@@ -122,6 +123,47 @@ class Life(RuleBasedStateMachine):
     )
     def import_(self, said: list[JSON], mode: str, id: str, at: int) -> None:
         self.send("import", {"messages": said, "mode": mode, "command_id": id}, at)
+
+    @rule(message_id=some_ids, id=command_ids, at=offsets)
+    def reply_start(self, message_id: str, id: str, at: int) -> None:
+        self.send("reply.start", {"message_id": message_id, "command_id": id}, at)
+
+    @rule(
+        message_id=some_ids,
+        index=st.integers(0, 4),
+        texts=st.lists(words, min_size=1, max_size=4),
+        id=command_ids,
+        at=offsets,
+    )
+    def reply_chunk(self, message_id: str, index: int, texts: list[str], id: str, at: int) -> None:
+        body = {"message_id": message_id, "index": index, "texts": texts, "command_id": id}
+        self.send("reply.chunk", body, at)
+
+    @rule(message_id=some_ids, use=st.one_of(st.none(), uses), id=command_ids, at=offsets)
+    def reply_finish(self, message_id: str, use: JSON, id: str, at: int) -> None:
+        body = {"message_id": message_id, "usage": use, "command_id": id}
+        self.send("reply.finish", body, at)
+
+    @rule(verb=st.sampled_from(["reply.abort", "redact"]), message_id=some_ids, id=command_ids)
+    def abort_or_redact(self, verb: str, message_id: str, id: str) -> None:
+        self.send(verb, {"message_id": message_id, "command_id": id}, None)
+
+    @rule(message_id=some_ids, content=words, id=command_ids, at=offsets)
+    def edit(self, message_id: str, content: str, id: str, at: int) -> None:
+        self.send("edit", {"message_id": message_id, "content": content, "command_id": id}, at)
+
+    @rule(reason=st.sampled_from([None, "closed", "inactive", "inactive", "deleted"]))
+    def close(self, reason: str) -> None:
+        self.send("close", {"reason": reason}, None)
+
+    @rule(id=command_ids)
+    def reopen(self, id: str) -> None:
+        self.send("reopen", {"command_id": id}, None)
+
+    @rule(chance=st.integers(0, 9))
+    def erase(self, chance: int) -> None:
+        if chance == 0:  # for it is the end of a life
+            self.send("erase", {}, None)
 
     def send(self, verb: str, body: JSON, offset: int | None) -> None:
         """Sends the command and compares the answer with the model's."""
@@ -167,7 +209,7 @@ class Life(RuleBasedStateMachine):
         assert model.state_of(self.model).items() <= state["state"].items()
         assert model.totals_of(self.model).items() <= self.get("usage").items()
         assert window["seq"] == state["seq"] == state["state"]["seq"]
-        self.states.append(state["state"])
+        self.states.append((state["state"], self.model["title_from"]))
 
     def teardown(self) -> None:
         """Compares the whole life with the model's once it is over."""
@@ -181,10 +223,11 @@ class Life(RuleBasedStateMachine):
         assert numbers == list(range(1, min(1_000, self.model["version"]) + 1))
         if self.model["version"] <= 1_000:
             history = self.get("history", {"limit": 1_000, "include_reset": True})
-            same_messages(history["messages"], self.model["all_messages"])
-        for state in random.Random(SEED).sample(self.states, min(4, len(self.states))):
+            shown = self.model["all_messages"] if model.shows_messages(self.model) else []
+            same_messages(history["messages"], shown)
+        for state, title_from in random.Random(SEED).sample(self.states, min(4, len(self.states))):
             then = self.get("state", {"at_version": state["version"]})
-            assert then["state"] == state
+            assert then["state"] == model.hidden(self.model, state, title_from)
 
     def get(self, view: str, body: JSON | None = None) -> JSON:
         """A view that has to be there."""
@@ -202,6 +245,7 @@ LINE: JSON = {"role": "tool", "content": "one of many"}
 def same_messages(shown: list[JSON], modelled: list[JSON]) -> None:
     """Fails unless these are the model's messages, in its order."""
     for message, wanted in zip(shown, modelled, strict=True):
+        assert {"streaming", "edited", "redacted"} & message.keys() <= wanted.keys()
         assert {name: message[name] for name in wanted if name != "command_id"} == {
             name: value for name, value in wanted.items() if name != "command_id"
         }
