@@ -15,6 +15,7 @@ import importlib.util
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -86,6 +87,7 @@ def postgres(folder: Path) -> Iterator[dict[str, str]]:
         [*initdb, "--no-locale", "-N"], check=True, stdout=subprocess.DEVNULL, cwd=data, **account
     )
     options = ["-p", str(port), "-k", str(data), "-c", "listen_addresses=127.0.0.1"]
+    options += ["-c", "max_connections=300"]
     with (folder / "postgres.log").open("wb") as log:
         server = subprocess.Popen(
             [_program("postgres"), "-D", str(data), *options], stderr=log, cwd=data, **account
@@ -104,7 +106,7 @@ def postgres(folder: Path) -> Iterator[dict[str, str]]:
             "POSTGRES_MAX_WAITING": "1000",
         }
     finally:
-        server.terminate()
+        server.send_signal(signal.SIGINT)  # without waiting for its clients
         server.wait()
 
 
@@ -201,11 +203,69 @@ def process(factory: Factory, seconds: float) -> float:
 
     def insert() -> int:
         recorder.insert_events(
-            [StoredEvent(uuid4(), 1, "topic", STATE)], tracking=Tracking("up", next(positions))
+            [StoredEvent(uuid4(), 1, "topic", STATE)],
+            tracking=Tracking(factory.env.name, next(positions)),
         )
         return 1
 
     return _rate(insert, 1, seconds)
+
+
+def processes(writers: int) -> Callable[[Factory, float], float]:
+    """As `new_aggregates`, each writer a process of its own: as web workers are."""
+
+    def measure(factory: Factory, seconds: float) -> float:
+        factory.application_recorder()  # so that they find tables and streams
+        argv = [sys.executable, "-m", __spec__.name, "--writer", factory.env.name, str(seconds)]
+        workers = [
+            subprocess.Popen(
+                argv,
+                cwd=ROOT,
+                env=os.environ | dict(factory.env) | {"CREATE_TABLE": "n"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(writers)
+        ]
+        try:
+            return _rates(workers)
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.wait()
+
+    return measure
+
+
+def _rates(workers: list[subprocess.Popen[str]]) -> float:
+    """Lets the workers go together; the sum of what they made of it."""
+    pipes = [(worker.stdin, worker.stdout) for worker in workers]
+    for _, said in pipes:
+        assert said is not None
+        if not said.readline():
+            raise RuntimeError("a writer ended before it began")
+    for told, _ in pipes:
+        assert told is not None
+        told.write("go\n")
+        told.flush()
+    return sum(float(worker.communicate()[0]) for worker in workers)
+
+
+def write(name: str, seconds: float) -> None:
+    """One of the writers of `processes`."""
+    factory: Factory = InfrastructureFactory.construct(Environment(name, dict(os.environ)))
+    recorder = factory.application_recorder()
+
+    def insert() -> int:
+        recorder.insert_events([StoredEvent(uuid4(), 1, "topic", STATE)])
+        return 1
+
+    insert()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(_rate(insert, 1, seconds), flush=True)
+    factory.close()
 
 
 MEASURES: dict[str, Callable[[Factory, float], float]] = {
@@ -213,7 +273,9 @@ MEASURES: dict[str, Callable[[Factory, float], float]] = {
     "10 writers, new aggregates": new_aggregates(10),
     "1 writer, its own aggregate": own_aggregates(1),
     "10 writers, own aggregates": own_aggregates(10),
+    "10 processes, new aggregates": processes(10),
     "4 writers, 50 events each (test_concurrent_throughput)": throughput(4, 50),
+    "10 writers, 100 events each (test_concurrent_no_conflicts)": throughput(10, 100),
     "1 processor, event and position (test_performance)": process,
 }
 
@@ -242,13 +304,19 @@ def _rate_of(inserts: list[Callable[[], int]], seconds: float) -> float:
 # -- the run -----------------------------------------------------------------------------------
 
 
-def run(folder: Path, rounds: int, seconds: float) -> dict[str, dict[str, list[float]]]:
-    """Events per second by measure and store, one figure a round."""
+def run(
+    folder: Path, rounds: int, seconds: float, only: str = ""
+) -> dict[str, dict[str, list[float]]]:
+    """Events per second by measure and store, one figure a round.
+
+    `only`: the measures whose names have this in them.
+    """
+    chosen = {name: measure for name, measure in MEASURES.items() if only in name}
     stores: dict[str, Backend] = {"JetStream": jetstream, "SQLite": sqlite}
     if has_postgres():
         stores["PostgreSQL"] = postgres
     figures: dict[str, dict[str, list[float]]] = {
-        measure: {store: [] for store in stores} for measure in MEASURES
+        measure: {store: [] for store in stores} for measure in chosen
     }
     with contextlib.ExitStack() as stack:
         environments = {}
@@ -257,7 +325,7 @@ def run(folder: Path, rounds: int, seconds: float) -> dict[str, dict[str, list[f
             own.mkdir()
             environments[store] = stack.enter_context(backend(own))
         for round_ in range(rounds):
-            for number, (name, measure) in enumerate(MEASURES.items()):
+            for number, (name, measure) in enumerate(chosen.items()):
                 for store, env in environments.items():
                     app = f"Bench{round_}x{number}"  # tables and streams of its own
                     factory: Factory = InfrastructureFactory.construct(Environment(app, env))
@@ -289,9 +357,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="of which medians are taken")
     parser.add_argument("--seconds", type=float, default=2.0, help="of one measurement")
     parser.add_argument("--folder", type=Path, default=ROOT, help="on the disk to be measured")
+    parser.add_argument("--only", metavar="TEXT", default="", help="measures that contain this")
+    parser.add_argument("--writer", nargs=2, metavar=("NAME", "SECONDS"), help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
+    if options.writer:
+        write(options.writer[0], float(options.writer[1]))
+        return 0
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=options.folder) as folder:
-        print(table(run(Path(folder), options.rounds, options.seconds)))
+        print(table(run(Path(folder), options.rounds, options.seconds, options.only)))
     if not has_postgres():
         print("\nPostgreSQL: not measured (initdb and postgres in PATH, psycopg[binary,pool])")
     return 0
