@@ -39,6 +39,7 @@ class RawConnection:
     def __init__(self, url: str, *, timeout: float = 10.0) -> None:
         place = urlsplit(url)
         self._socket = socket.create_connection((place.hostname, place.port), timeout)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._reader = self._socket.makefile("rb")
         self.greeting = json.loads(self._reader.readline().removeprefix(b"INFO "))
         options = {"verbose": False, "pedantic": False, "headers": True, "no_responders": True}

@@ -20,10 +20,11 @@ from tests.acceptance.deployment import Deployment, answering
 
 EVENTS = 20_000
 PER_IMPORT = 500
+SNAPSHOT_EVERY = 50
 TAIL = 30
 """Events behind the last import: fewer than a new snapshot is written for."""
 
-READ_MAX = 200
+READ_MAX = 120
 """Events that a cold read may look at: those since the snapshot, and a check or two."""
 
 SNAPSHOT_TIMEOUT_S = 60.0
@@ -91,7 +92,7 @@ async def test_a_conversation_of_20000_events_is_read_from_its_snapshot_and_tail
         for conversation, events in ((long, EVENTS), (short, 100)):
             await conversation.init(title="Given", context={"events": events})
             await grow(conversation, events)
-        await snapshot_taken(long, EVENTS - PER_IMPORT)
+        await snapshot_taken(long, EVENTS - SNAPSHOT_EVERY)
         for number in range(EVENTS + 1, EVENTS + TAIL):
             await long.append(f"{number}", role="tool", command_id=f"k-{number}")
         await long.do("usage", prompt_tokens=7, completion_tokens=3)
