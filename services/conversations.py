@@ -234,7 +234,7 @@ class Conversations:
         if entry.pending:
             entry.pending.append(attempt)  # rests on what is being stored; told when it is
         elif _needs_confirmation(attempt):
-            self._spawn(self._confirm(entry, attempt))
+            self._spawn(self._confirm(entry, attempt, entry.tail.version))
         else:
             self._conclude(entry, attempt)
 
@@ -318,9 +318,8 @@ class Conversations:
         else:
             self._attempt(attempt)
 
-    async def _confirm(self, entry: InUse, attempt: Attempt) -> None:
-        """Answers a refusal only when the state that it rests on is still the ledger's."""
-        version = entry.tail.version
+    async def _confirm(self, entry: InUse, attempt: Attempt, version: int) -> None:
+        """Answers a refusal decided at `version` only when that is still the ledger's."""
         try:
             last = await self.store.last(entry.key, leader=True)
         except Exception as error:  # noqa: BLE001 (whatever it is, the caller is told)
