@@ -139,8 +139,9 @@ class Weather:
                 self._send_later(call)
                 raise NoAnswer
             case 3:
-                await call.send()
-                return await call.send()  # the answer to the copy
+                answer = await call.send()
+                await call.send_late()  # a copy; the first answer is the one that is heard
+                return answer
             case 4:
                 self._send_later(call)
                 return await call.send()
