@@ -87,15 +87,15 @@ async def test_a_sequence_that_never_comes_is_an_error_after_a_bounded_wait(
 ) -> None:
     conversation, unknown = await ledger.begun(), ledger.conversation()
     least = {"Convo-Min-Seq": "9007199254740992"}
-    for error in await asyncio.gather(
-        *(
-            conversation.get_refused("storage_unavailable", view, {}, least)
-            for view in ("messages", "usage", "state", "history", "events")
-        )
-    ):
-        assert error["retryable"] is True
-    reply, _ = await request(ledger.nats, f"convo.get.{unknown.tokens}.state", b"", least)
+    views = ("messages", "usage", "state", "history", "events")
+    asked = request(ledger.nats, f"convo.get.{unknown.tokens}.state", b"", least)
+    of_unknown = asyncio.ensure_future(asked)
+    errors = await asyncio.gather(
+        *(conversation.get_refused("storage_unavailable", view, {}, least) for view in views)
+    )
+    reply, _ = await of_unknown
     assert reply["error"]["code"] in {"storage_unavailable", "conversation_not_initialized"}
+    assert all(error["retryable"] is True for error in errors)
 
 
 async def test_eventual_is_a_consistency_too(conversation: Conversation) -> None:
