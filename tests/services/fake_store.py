@@ -80,6 +80,17 @@ class FakeStore:
         events = await self._answered(lambda: self._seen(key))
         return [event for event in events if event.seq >= from_seq]
 
+    async def locate_version(self, key: str, version: int, *, last: Recorded) -> Recorded | None:
+        events = await self._answered(lambda: self._seen(key, leader=True))
+        return next((event for event in events if event.version >= version), None)
+
+    async def read_page(
+        self, key: str, from_seq: int, limit: int, *, through: int = 0
+    ) -> tuple[list[Recorded], int]:
+        events = await self._answered(lambda: self._seen(key, leader=True))
+        behind = [event for event in events if event.seq >= from_seq]
+        return behind[:limit], len(behind[limit:])
+
     def tail(self, key: str, last: Recorded | None) -> Tail:
         return Store.tail(self.as_store, key, last)
 

@@ -8,6 +8,7 @@ was right.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
@@ -16,13 +17,24 @@ from typing import Any
 import pytest
 from pydantic_core import to_json
 
+from domain import conversation as conversation_module
 from domain.commands import Command, parse_command
-from domain.conversation import CommandContext, Limits, Receipt, decide
+from domain.conversation import (
+    CommandContext,
+    Conversation,
+    Decision,
+    Forgotten,
+    Limits,
+    PastMessage,
+    Receipt,
+    decide,
+)
 from domain.errors import ConversationError
-from domain.events import ConversationEvent
+from domain.events import ConversationEvent, MessageAppended, MessageRedacted, ReplyStarted
 from domain.identity import ConversationId
 from infra.jetstream.errors import Conflict, OutcomeUnknown, StoreUnavailable, TooLarge
 from services import conversations as conversations_module
+from services import recall as recall_module
 from services import snapshots as snapshots_module
 from services.conversations import Answer, Conversations
 from services.errors import NotYetThere
@@ -32,6 +44,8 @@ from .fake_store import FakeStore, Fate
 WINDOW = 3
 IDS = [ConversationId.parse("acme", f"c-{n}") for n in range(3)]
 VERBS = ["init", "append", "append", "append", "turn", "usage", "reset", "update", "import"]
+VERBS += ["edit", "redact", "reply.start", "reply.chunk", "reply.chunk", "reply.finish"]
+VERBS += ["close", "reopen", "reopen", "reopen"]
 
 
 @dataclass
@@ -163,13 +177,10 @@ class World:
     def interfere(self) -> None:
         number = self.random.randrange(10**6, 10**7)
         context = CommandContext(None, f"rival-{number}")
-        try:
+        with contextlib.suppress(ConversationError, Forgotten):
             for _ in range(self.random.choice([1, 1, 3])):
-                self.store.rival(
-                    self.random.choice(IDS), some_command(self.random, number), context
-                )
-        except ConversationError:
-            pass
+                command = some_command(self.random, number)
+                self.store.rival(self.random.choice(IDS), command, context)
 
     def settle(self) -> None:
         for _ in range(self.random.choice([1, 1, 2, 5])):
@@ -235,7 +246,7 @@ class World:
         for version in range(sent.to_version, sent.from_version - 1, -1):
             conversation = self.store.conversation(sent.id.key, version)
             try:
-                decision = decide(conversation, sent.id, sent.command, sent.context, Limits())
+                decision = self.decided(sent, conversation, version)
                 found = "done" if decision.events else "nothing to do"
             except ConversationError as refused:
                 found = refused.code
@@ -243,11 +254,27 @@ class World:
                 return True
         return False
 
+    def decided(self, sent: Sent, conversation: Conversation | None, version: int) -> Decision:
+        try:
+            return decide(conversation, sent.id, sent.command, sent.context, Limits())
+        except Forgotten as asked:
+            about = [
+                event
+                for event in self.store.events(sent.id.key, version)
+                if getattr(event, "message_id", None) == asked.message_id
+            ]
+            past = PastMessage(
+                exists=any(isinstance(event, MessageAppended | ReplyStarted) for event in about),
+                redacted=any(isinstance(event, MessageRedacted) for event in about),
+            )
+            again = self.store.conversation(sent.id.key, version)
+            return decide(again, sent.id, sent.command, sent.context, Limits(), past=past)
+
 
 def some_command(random: Random, number: int, verb: str | None = None) -> Command:
     message: dict[str, Any] = {"role": "user", "content": f"message {number}"}
-    if random.random() < 0.2:
-        message["message_id"] = f"m{random.randrange(20)}"
+    if random.random() < 0.3:
+        message["message_id"] = some_message(random)
     verb = verb or random.choice(VERBS)
     bodies: dict[str, dict[str, Any]] = {
         "init": {"user_id": f"user-{number}"},
@@ -260,8 +287,30 @@ def some_command(random: Random, number: int, verb: str | None = None) -> Comman
         "reset": {"reason": f"reason {number}"},
         "update": random.choice([{}, {"context": {"n": number}}]),
         "import": {"messages": random.choice([[], [message]]), "mode": "append"},
+        "edit": {"message_id": some_message(random), "content": f"message {number}"},
+        "redact": {"message_id": some_message(random)},
+        "reply.start": {"message_id": some_message(random)},
+        "reply.chunk": {
+            "message_id": some_message(random),
+            "index": random.randrange(3),
+            "texts": ["indeed"] * random.randint(1, 3),
+        },
+        "reply.finish": {"message_id": some_message(random)},
+        "close": {},
+        "reopen": {},
     }
     return parse_command(verb, to_json(bodies[verb]))
+
+
+def some_message(random: Random) -> str:
+    return f"m{random.randrange(20)}"
+
+
+@pytest.fixture(autouse=True)
+def a_short_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages of a moment ago are forgotten, and have to be looked up."""
+    monkeypatch.setattr(conversation_module, "MESSAGE_IDS_MAX", 6)
+    monkeypatch.setattr(recall_module, "_PAGE_EVENTS", 4)
 
 
 @pytest.fixture(autouse=True)
