@@ -25,7 +25,12 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from eventsourcing.persistence import InterfaceError, OperationalError, PersistenceError
+from eventsourcing.persistence import (
+    InterfaceError,
+    OperationalError,
+    PersistenceError,
+    ProgrammingError,
+)
 from nats.aio.client import Client
 
 from infra.jetstream.bridge import Bridge, Reply
@@ -34,6 +39,7 @@ from infra.jetstream.connections import Connections, Server
 from infra.jetstream.errors import NATS_FAILURES, StoreUnavailable, reason
 from infra.jetstream.journal import Journal
 from infra.jetstream.store import Store
+from infra.jetstream.tokens import stream_prefix
 from infra.jetstream.topology import Topology, call
 
 log = logging.getLogger(__name__)
@@ -47,6 +53,7 @@ CLOSE_TIMEOUT_S = 5.0
 SLACK_S = 10.0
 """What a call may take beyond the timeout before its thread is let go: then the loop hangs."""
 
+RESERVED = ("EVENTS", "TRACKING")
 TRACKING = "trk"
 VIEW = "view"
 _NOT_FOUND = 10059
@@ -117,7 +124,10 @@ class JetStreamDatastore:
 
     def by_version(self, purpose: str) -> ByVersion:
         """Events on subjects of their own, for snapshots and other purposes."""
-        topology = self._topology(purpose.upper(), purpose, originator_tokens=2)
+        name = stream_prefix(purpose)
+        if name.upper() in RESERVED:
+            raise ProgrammingError(f"{purpose!r} cannot be a purpose: its stream is another one's")
+        topology = self._topology(name.upper(), name, originator_tokens=2)
         _, opened = self._ready()
         return ByVersion(
             self._journal(topology, expect_new=True),

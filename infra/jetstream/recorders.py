@@ -72,7 +72,14 @@ class JetStreamRecorder(Recorder):
         return encode_token(originator_id)
 
     def _originator_id(self, token: str) -> UUID | str:
-        return _uuid(token) if self._as_uuid else decode_token(token)
+        """The originator that a subject token stands for. Raises DataError."""
+        try:
+            return _uuid(token) if self._as_uuid else decode_token(token)
+        except ValueError as error:
+            raise DataError(
+                f"the stream holds events of {token[:80]!r}, which is no originator id of type "
+                f"{self.datastore.originator_id_type!r}; look at ORIGINATOR_ID_TYPE"
+            ) from error
 
 
 class JetStreamAggregateRecorder(JetStreamRecorder, AggregateRecorder):

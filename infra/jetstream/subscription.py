@@ -264,8 +264,8 @@ class _Feed:
             return
         try:
             event = unpack_delivered(message.subject, message.reply, headers, message.data)
-        except LedgerDamaged as error:
-            self._error = error
+        except (LedgerDamaged, ValueError) as error:
+            self._error = LedgerDamaged(f"following {self._stream}: {error}")
             self.wake()
             return
         self._asked -= 1

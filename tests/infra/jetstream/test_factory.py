@@ -17,6 +17,7 @@ from eventsourcing.persistence import (
     InfrastructureFactory,
     InterfaceError,
     OperationalError,
+    ProgrammingError,
     StoredEvent,
 )
 from eventsourcing.utils import Environment, get_topic
@@ -130,6 +131,18 @@ def test_each_purpose_has_a_stream_of_its_own(
     ]
     found = [n for n in api(nats_url, "STREAM.NAMES", {})["streams"] if n.startswith(prefix)]
     assert sorted(found) == [f"{prefix}-{n}-0" for n in ("EVENTS", "SNAPSHOTS", "TRACKING")]
+
+
+def test_a_purpose_of_any_other_name_has_one_too(
+    construct: Construct, nats_url: str, prefix: str
+) -> None:
+    factory = construct()
+    recorder = factory.aggregate_recorder(purpose="a b.c")
+    id = uuid4()
+    recorder.insert_events([StoredEvent(id, 7, "t", b""), StoredEvent(id, 3, "t", b"")])
+    assert [e.originator_version for e in recorder.select_events(id)] == [3, 7]
+    with pytest.raises(ProgrammingError):
+        factory.aggregate_recorder(purpose="tracking")
 
 
 def test_streams_are_made_to_keep_everything(
