@@ -53,11 +53,14 @@ class Spy:
 
 
 async def grow(conversation: Conversation, events: int) -> None:
-    """Imports messages that say their numbers until the conversation has that many events."""
+    """Imports messages that say their versions until the conversation has that many events."""
     for first in range(2, events + 1, PER_IMPORT):
         numbers = range(first, min(first + PER_IMPORT, events + 1))
-        messages = [{"role": "tool", "content": f"{number}"} for number in numbers]
-        await conversation.do("import", messages=messages)
+        messages = [
+            {"role": "tool", "content": f"{number}", "message_id": f"m-{number}"}
+            for number in numbers
+        ]
+        await conversation.do("import", messages=messages, command_id=f"import-{first}")
 
 
 async def snapshot_taken(conversation: Conversation, version: int) -> None:
@@ -90,7 +93,8 @@ async def test_a_conversation_of_20000_events_is_read_from_its_snapshot_and_tail
         nats = await connected(ledger.url)
         long, short = Ledger(nats).conversation(), Ledger(nats).conversation()
         for conversation, events in ((long, EVENTS), (short, 100)):
-            await conversation.init(title="Given", context={"events": events})
+            begun = {"title": "Given", "context": {"events": events}, "command_id": "begin"}
+            await conversation.init(**begun)
             await grow(conversation, events)
         await snapshot_taken(long, EVENTS - SNAPSHOT_EVERY)
         for number in range(EVENTS + 1, EVENTS + TAIL):
@@ -115,12 +119,22 @@ async def test_a_conversation_of_20000_events_is_read_from_its_snapshot_and_tail
         before = spy.read[long.tokens]
         again = await long.append("again", role="tool", command_id=f"k-{EVENTS + 1}")
         assert (again["duplicate"], again["version"]) == (True, EVENTS + 1)
+        taken = {"role": "tool", "content": "x", "message_id": f"m-{EVENTS}"}
+        await long.refused("invalid_state", "append", taken)
         assert (await long.append("next", role="tool"))["version"] == EVENTS + TAIL + 1
         page = await long.get("history", before_version=EVENTS // 2, limit=10)
         assert [int(each["content"]) for each in page["messages"]] == list(
             range(EVENTS // 2 - 10, EVENTS // 2)
         )
         assert spy.read[long.tokens] - before <= 1_000
+
+        messages = [{"role": "tool", "content": "again"}]
+        for first in (2, EVENTS // 2 + 2):  # commands that only the snapshot remembers
+            reply = await long.do("import", messages=messages, command_id=f"import-{first}")
+            assert reply["duplicate"]
+            assert reply["message_ids"] == [f"m-{first + n}" for n in range(PER_IMPORT)]
+        reply = await long.init(command_id="begin")
+        assert (reply["duplicate"], reply["state"]["version"]) == (True, 1)
         assert ledger.complaints() == []
         await nats.close()
     finally:

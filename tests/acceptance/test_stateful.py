@@ -271,6 +271,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         deployed.stop()
 
 
+@pytest.mark.timeout(600)  # finding the shortest life that fails takes its time
 def test_random_lives_agree_with_a_plain_dict(url: str) -> None:
     print(f"seed {SEED}; to repeat: CONVO_TEST_SEED={SEED}")  # noqa: T201 (shown when it fails)
     Life.url = url
