@@ -107,26 +107,26 @@ async def running(
         )
         outbox = Outbox(writing)
         process = Process(store, conversations, outbox, settings, reading)
-        analytics: AnalyticsService | None = None
-        if "commands" in services:
-            await process.commands.start(serving)
-        if "queries" in services:
-            await process.queries.start(serving)
-        if "audit" in services:
-            await process.audit.start(serving)
-        if "notary" in services:
-            await process.notary.start()
-        if "sweeper" in services:
-            await process.sweeper.start()
-        if "analytics" in services:
-            from services.analytics import AnalyticsService as Analytics  # noqa: PLC0415 (DuckDB)
-
-            analytics = Analytics(settings, store.topology, outbox)
-            await analytics.start(serving, reading)
         directory = DirectoryService(settings, store.topology, outbox)
-        if "directory" in services:
-            await directory.start(serving, reading)
+        analytics: AnalyticsService | None = None
         try:
+            if "commands" in services:
+                await process.commands.start(serving)
+            if "queries" in services:
+                await process.queries.start(serving)
+            if "audit" in services:
+                await process.audit.start(serving)
+            if "notary" in services:
+                await process.notary.start()
+            if "sweeper" in services:
+                await process.sweeper.start()
+            if "analytics" in services:
+                from services.analytics import AnalyticsService as Analytics  # noqa: PLC0415 (DuckDB)
+
+                analytics = Analytics(settings, store.topology, outbox)
+                await analytics.start(serving, reading)
+            if "directory" in services:
+                await directory.start(serving, reading)
             yield process
         finally:
             await process.sweeper.close()

@@ -108,7 +108,9 @@ class CommandService:
             view = None
             if command.verb == "init":
                 view = await self._conversations.replay(
-                    id, lambda event: event.originator_version <= receipt.last_version
+                    id,
+                    lambda event: event.originator_version <= receipt.last_version,
+                    through=seqs[-1],
                 )
                 view.hide(await self._conversations.view(id))
             self._add(body, command, events, view)
@@ -130,8 +132,10 @@ class CommandService:
         count = receipt.last_version - receipt.first_version + 1
         recorded: list[Recorded] = []
         seq = first.seq if first else 0
-        while seq and len(recorded) < count:
-            page, pending = await store.read_page(id.key, seq, count - len(recorded))
+        while last and seq and len(recorded) < count:
+            page, pending = await store.read_page(
+                id.key, seq, count - len(recorded), through=last.seq
+            )
             recorded += page
             seq = page[-1].seq + 1 if page and pending else 0
         if len(recorded) != count or recorded[0].version != receipt.first_version:

@@ -44,7 +44,7 @@ from domain.identity import ConversationId
 from domain.mapper import ConversationMapper
 from infra.jetstream.committer import Write
 from infra.jetstream.envelope import GENESIS, Recorded, Tail, pack, verify_chain
-from infra.jetstream.errors import Conflict, LedgerDamaged
+from infra.jetstream.errors import Conflict, LedgerDamaged, StoreUnavailable
 from infra.jetstream.store import Store, check_contiguous
 from projections.state import ConversationView
 from services.errors import NotYetThere
@@ -128,6 +128,7 @@ class InUse:
     __slots__ = (
         "conversation",
         "dropped",
+        "fault",
         "key",
         "load",
         "load_error",
@@ -147,6 +148,7 @@ class InUse:
         self.load_error: Exception | None = None
         self.loaded = False
         self.dropped = False
+        self.fault: Exception | None = None  # of ours, in folding: the view is of no use any more
         self.conversation: Conversation | None = None
         self.view = view
         self.tail = Tail("")
@@ -258,26 +260,33 @@ class Conversations:
     def _settled(self, entry: InUse, attempt: Attempt, write: Write) -> None:
         """The store has said what became of an append: fold and answer, or decide again."""
         entry.pending.remove(attempt)
-        if write.error is None:
-            self._stored(entry, attempt, write.seqs)
+        error = write.error or self._folded(entry, attempt, write.seqs)
+        if error is None:
+            self._weigh(entry)
+            if not entry.dropped:
+                grown = entry.view.version - entry.snapshot_version
+                self._snapshotter.grown(entry.key, grown)
         else:
             self._drop(entry)
-            if isinstance(write.error, Conflict):
-                self._again(attempt, write.error)
+            if isinstance(error, Conflict):
+                self._again(attempt, error)
             else:
-                self._answer(attempt, write.error)
+                self._answer(attempt, error)
         self._follow_up(entry)
 
-    def _stored(self, entry: InUse, attempt: Attempt, seqs: Sequence[int]) -> None:
+    def _folded(self, entry: InUse, attempt: Attempt, seqs: Sequence[int]) -> Exception | None:
+        """Folds what was stored and answers; returns the fault that kept it from doing so."""
         decision = attempt.decision
         assert decision is not None
-        view = entry.view
-        for event, seq in zip(decision.events, seqs, strict=True):
-            view.apply(event, seq)
-        self._answer(attempt, Answer(view, decision.events, seqs))
-        self._weigh(entry)
-        if not entry.dropped:
-            self._snapshotter.grown(entry.key, view.version - entry.snapshot_version)
+        try:
+            if entry.fault is None:
+                for event, seq in zip(decision.events, seqs, strict=True):
+                    entry.view.apply(event, seq)
+        except Exception as error:  # noqa: BLE001 (a fault of ours: answered as one)
+            entry.fault = error
+        if entry.fault is None:
+            self._answer(attempt, Answer(entry.view, decision.events, seqs))
+        return entry.fault
 
     def _follow_up(self, entry: InUse) -> None:
         """Answers what waited for the appends before it; on a dropped entry, decides it again."""
@@ -287,7 +296,7 @@ class Conversations:
                 self._attempt(attempt)
             else:
                 self._conclude(entry, attempt)
-        if not entry.pending and entry.settled is not None:
+        if entry.settled is not None:
             entry.settled.set()
             entry.settled = None
 
@@ -332,7 +341,12 @@ class Conversations:
                 self._attempt(attempt)  # ours moved on meanwhile
             return
         self._drop(entry)
-        self._attempt(attempt)
+        attempt.tries += 1
+        if time.monotonic() > attempt.give_up_at:
+            behind = "what can be read of the conversation stays behind the ledger; try again"
+            self._answer(attempt, StoreUnavailable(behind))
+        else:
+            self._attempt(attempt)
 
     def _answer(self, attempt: Attempt, answer: Answer | Exception) -> None:
         self._open -= 1
@@ -357,17 +371,21 @@ class Conversations:
         """
         give_up_at = time.monotonic() + MIN_SEQ_WAIT_S
         leader = strong
+        look = True
+        last: Recorded | None = None
         for looks in count():
             entry = await self._ready(id.key)
             if min_seq is not None and not strong and entry.view.seq >= min_seq:
                 return entry.view
-            last = await self.store.last(id.key, leader=leader)
+            if look:  # once: what is written after it was asked for need not be in it
+                last = await self.store.last(id.key, leader=leader)
             there = await self._stands_at(entry, last)
             if there and (min_seq is None or entry.view.seq >= min_seq):
                 return entry.view
             if time.monotonic() > give_up_at:
                 wanted = max(min_seq or 0, last.seq if last else 0)
                 raise NotYetThere(wanted, entry.view.seq)
+            look = there
             if there:
                 leader = True
                 await asyncio.sleep(WAIT_PAUSE_S)
@@ -381,32 +399,36 @@ class Conversations:
         Our own appends on their way are waited for; a view that is one event behind is brought up
         to date by `last` itself; one further behind is dropped, to be loaded anew.
         """
-        if last is None or entry.view.seq >= last.seq:
+        if last is None:
             return True
-        if entry.pending:
+        while entry.view.seq < last.seq and entry.pending:
             if entry.settled is None:
                 entry.settled = asyncio.Event()
             await entry.settled.wait()
-            return entry.view.seq >= last.seq
+        if entry.view.seq >= last.seq:
+            return True
         if not entry.dropped and last.version == entry.view.version + 1:
             verify_chain(entry.tail.digest, [last])
             self._fold(entry, [last])
+            self._weigh(entry)
             return True
         self._drop(entry)
         return False
 
     async def replay(
-        self, id: ConversationId, until: Callable[[ConversationEvent], bool]
+        self, id: ConversationId, until: Callable[[ConversationEvent], bool], *, through: int = 0
     ) -> ConversationView:
         """The conversation as it was after the last event for which `until` holds.
 
-        `until` must hold for every event up to some point and for none behind it. Folded from the
+        `until` must hold for every event up to some point and for none behind it; `through` is the
+        sequence of an event that is there, whatever a replica says. Folded from the
         first event on; `version` 0 when it holds for none.
         """
         view = ConversationView.empty(self.window_size)
         subject = self.store.topology.subject(id.key)
         digest = GENESIS
-        async for page in self.store.reader.pages(self.store.stream_of(id.key), subject):
+        stream = self.store.stream_of(id.key)
+        async for page in self.store.reader.pages(stream, subject, through=through):
             check_contiguous(page)
             digest = verify_chain(digest, page)
             for recorded in page:
@@ -476,11 +498,15 @@ class Conversations:
     async def _read_in(self, entry: InUse) -> None:
         """Rebuilds a conversation from its snapshot and the events from there on."""
         key = entry.key
-        body = await self.store.snapshots.load(key)
+        try:
+            body = await self.store.snapshots.load(key)
+        except StoreUnavailable as error:  # a shortcut only: the events are somewhere else
+            log.info("%s", error)
+            body = None
         snapshot = Snapshot.decode(body, window_size=self.window_size) if body else None
         if snapshot is not None:
             events = await self.store.read(key, from_seq=snapshot.view.seq)
-            if events and (events[0].seq, events[0].digest) == (snapshot.view.seq, snapshot.digest):
+            if events and snapshot.stands_at(events[0]):
                 entry.conversation, entry.view = snapshot.conversation, snapshot.view
                 entry.snapshot_version = snapshot.view.version
                 entry.tail = self.store.tail(key, events[0])

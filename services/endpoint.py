@@ -15,14 +15,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from nats.aio.client import Client
-from nats.errors import Error as NatsError
-from nats.errors import MaxPayloadError
 from nats.micro.request import Request
 from nats.micro.service import EndpointConfig, Service, ServiceConfig
 from pydantic_core import to_json
 
 from domain.errors import InvalidRequest
 from domain.identity import ConversationId
+from infra.jetstream.errors import NATS_FAILURES, reason
 from infra.sturdy import MALFORMED
 from services.errors import Refusal, refusal
 
@@ -45,6 +44,7 @@ A client's inbox begins with another word; whoever asks for an answer there want
 
 NAME_MAX = 128
 _HEADER_TEXT_MAX = 200
+_HEADERS_BYTES_MAX = 512
 _UNREADABLE = "\ufffd"  # what nats-py makes of bytes that are no UTF-8
 _NUMBER_MAX = 2**53
 
@@ -59,6 +59,7 @@ class Outbox:
         self._nc = nc
         self._replies: deque[tuple[str, bytes, dict[str, str] | None]] = deque()
         self._wake = asyncio.Event()
+        self._closing = False
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     @property
@@ -73,8 +74,7 @@ class Outbox:
     def refuse(self, request: Request, error: Exception | Refusal) -> None:
         """Answers a request with the contract's error and the headers of NATS micro services."""
         told = error if isinstance(error, Refusal) else refusal(error)
-        headers = {ERROR: _header_text(told.message), ERROR_CODE: str(told.status)}
-        self.send(request, to_json(told.body()), headers)
+        self.send(request, to_json(told.body()), _headers(told))
 
     def send(self, request: Request, body: bytes, headers: dict[str, str] | None = None) -> None:
         """Answers a request with these bytes."""
@@ -85,26 +85,32 @@ class Outbox:
 
     async def close(self) -> None:
         """Sends what is queued, then stops."""
-        while self._replies:
-            self._wake.set()
-            await asyncio.sleep(0)
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        self._closing = True
+        self._wake.set()
+        await self._task
         if self._nc.is_connected:
-            await self._nc.flush()
+            try:
+                await self._nc.flush()
+            except NATS_FAILURES as error:
+                log.info("the last replies may not have been sent: %s", reason(error))
 
     async def _run(self) -> None:
-        while True:
+        while self._replies or not self._closing:
             await self._wake.wait()
             self._wake.clear()
             while self._replies:
                 subject, body, headers = self._replies.popleft()
-                await self._publish(subject, body, headers)
+                try:
+                    await self._publish(subject, body, headers)
+                except NATS_FAILURES as error:
+                    # The caller asks again, under the same command id where it writes.
+                    log.info("a reply was not sent: %s", reason(error))
+                except Exception:
+                    log.exception("a reply could not be sent")  # nobody else's may be lost for it
 
     async def _publish(self, subject: str, body: bytes, headers: dict[str, str] | None) -> None:
-        try:
-            await self._nc.publish(subject, body, headers=headers)
-        except MaxPayloadError:
+        if len(body) + (_HEADERS_BYTES_MAX if headers else 0) > self._nc.max_payload:
+            # nats-py looks at the body alone; the server would close the connection.
             told = Refusal(
                 "invalid_request",
                 400,
@@ -112,10 +118,12 @@ class Outbox:
                 "ask for less at once (a smaller limit)",
                 retryable=False,
             )
-            await self._publish(subject, to_json(told.body()), {ERROR_CODE: str(told.status)})
-        except NatsError as error:
-            # The caller asks again, under the same command id where it writes.
-            log.info("a reply was not sent: %s", error)
+            body, headers = to_json(told.body()), _headers(told)
+        await self._nc.publish(subject, body, headers=headers)
+
+
+def _headers(told: Refusal) -> dict[str, str]:
+    return {ERROR: _header_text(told.message), ERROR_CODE: str(told.status)}
 
 
 async def start_service(
@@ -195,6 +203,6 @@ def header_choice(headers: Headers, name: str, choices: tuple[str, ...]) -> str 
 
 
 def _header_text(text: str) -> str:
-    """One line of ASCII, short enough for a header."""
-    line = " ".join(text.split())[:_HEADER_TEXT_MAX]
-    return line.encode("ascii", "replace").decode()
+    """One line of printable ASCII, short enough for a header."""
+    line = " ".join(text.split())[:_HEADER_TEXT_MAX].strip()
+    return "".join(c if c.isascii() and c.isprintable() else "?" for c in line)

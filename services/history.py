@@ -125,7 +125,7 @@ class HistoryReader:
         seq = first.seq if first is not None else last.seq + 1
         while seq <= last.seq:
             limit = _SCAN_EVENTS if until is None else min(until - 1 - after, _SCAN_EVENTS)
-            page, _ = await self._store.read_page(key, seq, limit)
+            page, _ = await self._store.read_page(key, seq, limit, through=last.seq)
             for recorded in page:
                 yield recorded, self._conversations.event(key, recorded)
             if not page or (until is not None and page[-1].version >= until - 1):

@@ -184,26 +184,32 @@ class QueryService:
         if query.at_version is None and query.at is None:
             view = now
         elif query.at_version is not None:
-            view = await self._at_version(asked.id, query.at_version, now.version)
+            view = await self._at_version(asked.id, query.at_version, now)
         else:
-            view = await self._at_time(asked.id, query.at)
+            view = await self._at_time(asked.id, query.at, now)
         if view is not now:
             view.hide(now)
         return _found(view, state=cut_state(view.state(), self._outbox.reply_bytes_max))
 
-    async def _at_version(self, id: ConversationId, version: int, current: int) -> ConversationView:
-        if version > current:
+    async def _at_version(
+        self, id: ConversationId, version: int, now: ConversationView
+    ) -> ConversationView:
+        if version > now.version:
             raise InvalidRequest(
-                f"the conversation is at version {current}, it has no version {version} yet",
-                [{"field": "at_version", "problem": f"at most {current}"}],
+                f"the conversation is at version {now.version}, it has no version {version} yet",
+                [{"field": "at_version", "problem": f"at most {now.version}"}],
             )
         return await self._conversations.replay(
-            id, lambda event: event.originator_version <= version
+            id, lambda event: event.originator_version <= version, through=now.seq
         )
 
-    async def _at_time(self, id: ConversationId, at: datetime | None) -> ConversationView:
+    async def _at_time(
+        self, id: ConversationId, at: datetime | None, now: ConversationView
+    ) -> ConversationView:
         assert at is not None
-        view = await self._conversations.replay(id, lambda event: event.timestamp <= at)
+        view = await self._conversations.replay(
+            id, lambda event: event.timestamp <= at, through=now.seq
+        )
         if not view.exists:
             raise ConversationNotInitialized(
                 f"the conversation did not exist yet at {at.isoformat()}: ask for a later time"
@@ -262,7 +268,7 @@ class QueryService:
         first = await self._store.locate_version(id.key, after + 1, last=last)
         if first is None:
             return [], 0
-        return await self._store.read_page(id.key, first.seq, limit)
+        return await self._store.read_page(id.key, first.seq, limit, through=last.seq)
 
 
 def _found(view: ConversationView, **parts: Any) -> dict[str, Any]:

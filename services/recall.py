@@ -38,7 +38,7 @@ async def recall(store: Store, key: str, message_id: str) -> PastMessage:
         seq = first.seq if first is not None else last.seq + 1
         exists = False
         while seq <= last.seq:
-            page, _ = await store.read_page(key, seq, end - start + 1)
+            page, _ = await store.read_page(key, seq, end - start + 1, through=last.seq)
             for recorded in page:
                 if recorded.version <= end and spelled in recorded.body:
                     exists = exists or recorded.topic in _BEGINNINGS

@@ -17,6 +17,7 @@ from typing import Any, Self
 from pydantic_core import from_json, to_json
 
 from domain.conversation import Conversation
+from infra.jetstream.envelope import Recorded
 from infra.jetstream.store import Store
 from projections.state import ConversationView
 
@@ -57,12 +58,18 @@ class Snapshot:
             state: dict[str, Any] = from_json(body)
             view = ConversationView.from_state(state["view"])
             conversation = Conversation.from_state(state["conversation"])
-        except (ValueError, KeyError, TypeError) as error:
+            digest = state["digest"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             log.info("a snapshot is ignored: %s", error)
             return None
         if view.window_size != window_size or view.version != conversation.version:
             return None
-        return cls(conversation, view, state["digest"])
+        return cls(conversation, view, digest)
+
+    def stands_at(self, event: Recorded) -> bool:
+        """Whether this is the snapshot right after that very event."""
+        at = (self.view.seq, self.view.version, self.digest)
+        return at == (event.seq, event.version, event.digest)
 
 
 class Snapshotter:
@@ -86,8 +93,9 @@ class Snapshotter:
 
     async def close(self) -> None:
         """Stops; what is still due is written by whoever loads that conversation next."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        while not self._task.done():
+            self._task.cancel()  # more than once: a request that is just answered swallows one
+            await asyncio.wait({self._task}, timeout=0.1)
 
     async def _run(self) -> None:
         while True:

@@ -116,28 +116,44 @@ class Reader:
         *,
         limit: int = PAGE_EVENTS,
         bytes_max: int = PAGE_BYTES,
+        through: int = 0,
     ) -> tuple[list[Recorded], int]:
         """Events on `subject` (wildcards allowed) from stream sequence `seq` on, oldest first.
 
         Returns at most `limit` of them, about `bytes_max` bytes (at least one when there is one),
-        and how many are left behind them.
+        and how many are left behind them. `through` is the sequence of an event that is there:
+        what a replica that lags does not know up to it comes from the leader (and "left" is then
+        0 or 1).
         """
         body = json.dumps(
             {"seq": max(1, seq), "next_by_subj": subject, "batch": limit, "max_bytes": bytes_max}
         ).encode()
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                return await self._page(f"$JS.API.DIRECT.GET.{stream}", body)
+                events, left = await self._page(f"$JS.API.DIRECT.GET.{stream}", body)
+                break
             except StoreUnavailable:
                 if attempt == _ATTEMPTS:
                     raise
                 await asyncio.sleep(0.05 * attempt)
-        raise AssertionError("unreachable")
+        seq = events[-1].seq + 1 if events else max(1, seq)
+        while not left and seq <= through and len(events) < limit:
+            event = await self.first_from(stream, subject, seq, leader=True)
+            if event is None:
+                break
+            events.append(event)
+            seq = event.seq + 1
+        return events, left or int(seq <= through and len(events) >= limit)
 
-    async def pages(self, stream: str, subject: str, seq: int = 1) -> AsyncIterator[list[Recorded]]:
-        """All events on `subject` from `seq` on, page by page, up to the end when it is reached."""
+    async def pages(
+        self, stream: str, subject: str, seq: int = 1, *, through: int = 0
+    ) -> AsyncIterator[list[Recorded]]:
+        """All events on `subject` from `seq` on, page by page, up to the end when it is reached.
+
+        `through` as in `page`.
+        """
         while True:
-            events, pending = await self.page(stream, subject, seq)
+            events, pending = await self.page(stream, subject, seq, through=through)
             if events:
                 yield events
                 seq = events[-1].seq + 1
@@ -157,6 +173,8 @@ class Reader:
         while low <= high:
             middle = (low + high) // 2
             event = await self.first_from(stream, subject, middle)
+            if event is None:  # a replica that lags
+                event = await self.first_from(stream, subject, middle, leader=True)
             if event is None or event.seq > last_seq:
                 high = middle - 1
             elif reaches(event):

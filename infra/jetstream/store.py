@@ -158,11 +158,18 @@ class Store:
         return events
 
     async def read_page(
-        self, originator: str, from_seq: int, limit: int
+        self, originator: str, from_seq: int, limit: int, *, through: int = 0
     ) -> tuple[list[Recorded], int]:
-        """At most `limit` of an originator's events from `from_seq` on, and how many are behind."""
+        """At most `limit` of an originator's events from `from_seq` on, and how many are behind.
+
+        `through` is the sequence of one that is known to be there; see `Reader.page`.
+        """
         events, pending = await self.reader.page(
-            self.stream_of(originator), self.topology.subject(originator), from_seq, limit=limit
+            self.stream_of(originator),
+            self.topology.subject(originator),
+            from_seq,
+            limit=limit,
+            through=through,
         )
         check_contiguous(events)
         return events, pending
