@@ -16,6 +16,7 @@ from math import ceil
 from typing import Any, Final, NoReturn, Self, cast
 
 from eventsourcing.domain import BaseAggregate
+from pydantic_core import to_json
 
 from . import clock
 from .commands import (
@@ -78,6 +79,9 @@ from .usage import TokenTotals
 
 RECEIPTS_MAX: Final = 1_000
 MESSAGE_IDS_MAX: Final = 1_000
+FACTS_BYTES_MAX: Final = 900_000
+"""Context and metadata together, as JSON: as much as one event can tell, so that every answer and
+every snapshot can hold them."""
 OPEN_REPLIES_MAX: Final = 8
 _MINUTE: Final = timedelta(minutes=1)
 
@@ -165,6 +169,7 @@ class Conversation(BaseAggregate[str]):
         self.message_times: dict[str, datetime] = {}
         self.replies: dict[str, OpenReply] = {}
         self.redacted: dict[str, None] = {}
+        self.fact_bytes: dict[str, int] = {}  # of each key of context and metadata
         self.size_bytes = _BASE_BYTES
 
     # Commands: what happens when the rules allow it. `said` is who, which command, and when.
@@ -320,8 +325,10 @@ class Conversation(BaseAggregate[str]):
                 self.totals = self.totals.reset()
             case ConversationStarted():
                 self.titled = event.title is not None
+                self.fact_bytes = _merged_facts(self.fact_bytes, event)
             case ContextUpdated():
                 self.titled = self.titled or isinstance(event.title, str)
+                self.fact_bytes = _merged_facts(self.fact_bytes, event)
             case ConversationTitled():
                 self.titled = True
             case ReplyStarted() | ReplyChunkAppended() | ReplyCompleted() | ReplyAborted():
@@ -397,6 +404,7 @@ class Conversation(BaseAggregate[str]):
             "modified_on": clock.to_text(self.modified_on),
             "status": self.status,
             "titled": self.titled,
+            "fact_bytes": self.fact_bytes,
             "totals": list(self.totals),
             "receipts": [
                 [
@@ -439,6 +447,7 @@ class Conversation(BaseAggregate[str]):
         self.modified_on = clock.from_text(state["modified_on"])
         self.status = state["status"]
         self.titled = state["titled"]
+        self.fact_bytes = state["fact_bytes"]
         self.totals = TokenTotals(*state["totals"])
         for command_id, verb, first_version, last_version, usage in state["receipts"]:
             self.receipts[command_id] = Receipt(
@@ -456,7 +465,7 @@ class Conversation(BaseAggregate[str]):
 
 Said = dict[str, Any]
 
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 
 # Roughly what the parts of a conversation take in memory, in CPython on 64 bits.
 _BASE_BYTES: Final = 1_600
@@ -552,6 +561,7 @@ def _carry_out(
             conversation.reset(command.reason, said)
         case UpdateConversation():
             if command.changes_something:
+                _check_facts(conversation, command)
                 conversation.update(command, said)
         case StartReply():
             _carry_out_start(conversation, command, said, limits)
@@ -697,6 +707,26 @@ def _check_same_verb(receipt: Receipt, command: Command, command_id: str) -> Non
             f"send this {command.verb} under an id of its own",
             {"command_id": command_id, "verb": receipt.verb},
         )
+
+
+def _merged_facts(
+    known: dict[str, int], told: UpdateConversation | ContextUpdated | ConversationStarted
+) -> dict[str, int]:
+    """Returns the bytes that each fact takes once those told are merged; null removes one."""
+    facts = dict(known)
+    for kind, values in (("context", told.context), ("metadata", told.metadata)):
+        for key, value in values.items():
+            if value is None:
+                facts.pop(f"{kind}.{key}", None)
+            else:
+                facts[f"{kind}.{key}"] = len(key.encode()) + len(to_json(value))
+    return facts
+
+
+def _check_facts(conversation: Conversation, command: UpdateConversation) -> None:
+    size = sum(_merged_facts(conversation.fact_bytes, command).values())
+    if size > FACTS_BYTES_MAX and size > sum(conversation.fact_bytes.values()):
+        raise MessageTooLarge.facts(size_bytes=size, limit_bytes=FACTS_BYTES_MAX)
 
 
 def _check_version(current: int, expected: int | None) -> None:

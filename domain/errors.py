@@ -128,6 +128,15 @@ class MessageTooLarge(ConversationError):
             {"index": index, "size_bytes": size_bytes, "limit_bytes": limit_bytes},
         )
 
+    @classmethod
+    def facts(cls, *, size_bytes: int, limit_bytes: int) -> MessageTooLarge:
+        """Context and metadata together would outgrow the answers that show them."""
+        return cls(
+            f"context and metadata would be {size_bytes} bytes and may be at most {limit_bytes}: "
+            "remove what is not needed (null removes a key), or keep it elsewhere",
+            {"size_bytes": size_bytes, "limit_bytes": limit_bytes},
+        )
+
 
 class RateLimited(ConversationError):
     """The conversation has taken its messages of this minute."""

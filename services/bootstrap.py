@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 from collections.abc import AsyncIterator, Sequence
@@ -162,5 +163,14 @@ async def serve(settings: Settings, services: Sequence[str], *, url: str) -> Non
         loop.add_signal_handler(signum, stop.set)
     async with running(settings, services, url=url):
         log.info("serving %s", ", ".join(services))
+        _tune_garbage_collection()
         await stop.wait()
         log.info("stopping: answering what was accepted")
+
+
+def _tune_garbage_collection() -> None:
+    """Commands make many objects and hardly any cycles: at the default thresholds a fifth of a
+    worker's time goes into looking for them."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)

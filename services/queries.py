@@ -7,14 +7,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
 from nats.aio.client import Client
 from nats.micro.request import Request
 from nats.micro.service import Service
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import from_json
 
 from domain.commands import parse_as
@@ -38,6 +38,7 @@ from services.paging import cut_state, newest_that_fit, oldest_that_fit
 
 PREFIX = "convo.get."
 PAGE_MAX = 1_000
+_JSON_PER_BYTE = 6  # the most that a character can grow in JSON; a small window is not measured
 
 Version = Annotated[int, Field(ge=0, le=2**53)]
 Limit = Annotated[int, Field(ge=1, le=PAGE_MAX)]
@@ -59,11 +60,18 @@ class UsageQuery(Query):
     """Nothing to say."""
 
 
+def _moment(value: Any) -> Any:
+    """Only text is a time here; pydantic would take a number for one."""
+    if not isinstance(value, str) or "T" not in value.upper():
+        raise ValueError("must be an RFC 3339 time with a zone, such as 2026-11-21T09:00:00Z")
+    return value
+
+
 class StateQuery(Query):
     """At most one of `at_version` (1 …) and `at` (RFC 3339); now when neither is given."""
 
     at_version: Annotated[int, Field(ge=1, le=2**53)] | None = None
-    at: Annotated[AwareDatetime, Field(strict=False)] | None = None
+    at: Annotated[AwareDatetime, BeforeValidator(_moment), Field(strict=False)] | None = None
 
 
 class HistoryQuery(Query):
@@ -166,7 +174,9 @@ class QueryService:
             )
         view = await self._view(asked)
         messages = view.messages(query.limit)
-        kept = newest_that_fit(messages, self._outbox.reply_bytes_max)
+        kept: Sequence[dict[str, Any]] = messages
+        if view.size_bytes * _JSON_PER_BYTE > self._outbox.reply_bytes_max:
+            kept = newest_that_fit(messages, self._outbox.reply_bytes_max)
         body = _found(view, messages=kept)
         if len(kept) < len(messages):
             body["truncated"] = True

@@ -18,6 +18,7 @@ from pydantic_core import from_json, to_json
 
 from domain.conversation import Conversation
 from infra.jetstream.envelope import Recorded
+from infra.jetstream.errors import StoreUnavailable
 from infra.jetstream.store import Store
 from projections.state import ConversationView
 
@@ -108,6 +109,8 @@ class Snapshotter:
             started = time.perf_counter()
             try:
                 await self._write(key)
+            except StoreUnavailable as error:
+                log.info("a snapshot was not written: %s", error)
             except Exception:
                 log.exception("a snapshot could not be written")
             await asyncio.sleep((time.perf_counter() - started) / DUTY)

@@ -131,12 +131,14 @@ class Costs:
     SIDE_BY_SIDE: ClassVar[float] = 0.6
     """What one more publish side by side costs, as a part of one that is alone."""
     BATCH_EVENT: ClassVar[float] = 0.000_02
+    BREAK_EVEN_MAX: ClassVar[int] = 12
+    """A busy worker counts its own time as the batch's: unbounded, it would stop batching."""
     CLEAN_BATCH_MAX: ClassVar[int] = 64
 
     def break_even(self) -> int:
         """From how many waiting events on one batch is cheaper than as many plain publishes."""
         gain = max(self.alone * self.SIDE_BY_SIDE - self.BATCH_EVENT, 0.000_01)
-        return max(2, min(64, int(self.batch_fixed / gain) + 1))
+        return max(2, min(self.BREAK_EVEN_MAX, int(self.batch_fixed / gain) + 1))
 
     def saw_alone(self, seconds: float) -> None:
         """Counts one plain publish that had the store to itself."""
