@@ -181,3 +181,15 @@ async def test_neighbours_of_a_crowded_conversation_are_not_refused_anything(
     for conversation in quiet:
         assert await conversation.contents() == [f"{number}" for number in range(20)]
     assert (await crowded.state())["message_count"] == 32 * 8
+
+
+async def test_a_burst_of_requests_is_answered_whole(crowd: Crowd) -> None:
+    conversations = [await crowd.ledger().begun(title="Burst") for _ in range(50)]
+    sent = [
+        crowd.seen_by(place, conversations[place % 50]).append(f"{place}", role="tool")
+        for place in range(3_000)
+    ]
+    replies = await asyncio.gather(*sent)
+    assert len({reply["seq"] for reply in replies}) == 3_000
+    states = await asyncio.gather(*(conversation.state() for conversation in conversations))
+    assert [state["version"] for state in states] == [1 + 60] * 50
