@@ -231,8 +231,9 @@ class QueryService:
         if query.after_version is not None and query.before_version is not None:
             raise InvalidRequest("give after_version or before_version, not both")
         view = await self._view(asked)
+        body = _found(view)  # now: the view goes on while the page is read, which includes this
         if not view.shows_messages:
-            return _found(view, messages=[])
+            return body | {"messages": []}
         first_version = 1 if query.include_reset else view.reset_version + 1
         reader = HistoryReader(
             self._conversations, asked.id, view, bytes_max=self._outbox.reply_bytes_max
@@ -242,20 +243,20 @@ class QueryService:
         else:
             after = max(query.after_version or 0, first_version - 1)
             page = await reader.after(after, query.limit)
-        body = _found(view, messages=page.messages)
+        body["messages"] = page.messages
         if page.next is not None:
             body["next"] = page.next
         return body
 
     async def _events(self, asked: Asked) -> dict[str, Any]:
         query: EventsQuery = asked.body
-        view = await self._view(asked)
+        body = _found(await self._view(asked))
         recorded, pending = await self._read_after(asked.id, query.after_version, query.limit)
         events = [
             {**from_json(each.body), "seq": each.seq, "hash": each.digest} for each in recorded
         ]
         kept = oldest_that_fit(events, self._outbox.reply_bytes_max)
-        body = _found(view, events=kept)
+        body["events"] = kept
         if kept and (pending or len(kept) < len(events)):
             body["next"] = kept[-1]["version"]
         return body
