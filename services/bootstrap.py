@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 SERVICES = ("commands", "queries", "audit", "notary", "sweeper", "analytics", "directory")
 """What `serve` can run."""
 
+ANSWERING = ("commands", "queries", "audit", "analytics", "directory")
+"""Those of them that answer requests, as NATS micro services; the others only do their work."""
+
 STORE_WITHIN_S = 30.0
 """How long JetStream may take to be ready after the server answers (it recovers its streams)."""
 

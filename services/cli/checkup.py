@@ -23,7 +23,7 @@ from infra.jetstream.topology import call, differences
 from infra.server import HOST, ServerMissing, find_program
 from infra.settings import InForce, Settings, without_password
 from infra.supervision import read_status
-from services.bootstrap import SERVICES, topology
+from services.bootstrap import ANSWERING, topology
 from services.cli.errors import CommandFailed, Unanswered
 from services.cli.inspection import server_version, services
 from services.cli.output import row
@@ -215,7 +215,7 @@ def _without_server(settings: Settings, error: Unanswered) -> Iterator[Check]:
 
 async def _services(connection: Connection) -> Check:
     answering = {row["name"] for row in await services(connection)}
-    missing = [name for name in SERVICES if f"convo-{name}" not in answering]
+    missing = [name for name in ANSWERING if f"convo-{name}" not in answering]
     if missing:
         start = f"`convo up` or `convo serve {' '.join(missing)}`"
         text = f"nobody answers {' and '.join(missing)}: start them with {start}"

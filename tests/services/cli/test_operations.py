@@ -12,7 +12,7 @@ import pytest
 from nats.aio.client import Client
 
 from infra.settings import Settings
-from services.bootstrap import SERVICES, topology
+from services.bootstrap import ANSWERING, topology
 from services.cli.checkup import streams
 from tests.services.cli.conftest import Convo, answer, complaint
 
@@ -64,7 +64,7 @@ def test_status_shows_processes_services_and_streams(
     )
     assert found["ok"] is True
     assert found["up"]["processes"][0]["state"] == "failing"
-    assert {row["name"] for row in found["services"]} == {f"convo-{name}" for name in SERVICES}
+    assert {row["name"] for row in found["services"]} == {f"convo-{name}" for name in ANSWERING}
     [stream] = found["streams"]
     assert stream["name"] == "CONVO-EVENTS-0"
     assert stream["messages"] == stream["last_seq"] >= 1
