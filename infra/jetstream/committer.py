@@ -76,6 +76,10 @@ BATCH_BYTES_MAX = 16_000_000
 WAITING_MAX = 20_000
 """Writes that may wait; one more is refused as StoreUnavailable."""
 
+GATHERED = 0.6
+"""The part of the break-even from which a batch is chosen when its writers are gathered: it spares
+each of them a request and its answer, which the costs do not count."""
+
 _PAUSE_S = 0.02
 _PAUSE_MAX_S = 0.5
 _INCOMPLETE_MAX = 3
@@ -162,8 +166,14 @@ class Committer:
         event_bytes_max: int,
         request_timeout: float = 2.0,
         deadline: float = 30.0,
+        gather: float = 0.0,
     ) -> None:
-        """`request_timeout` (s): for one answer. `deadline` (s): for a write, hand-over to done."""
+        """`request_timeout` (s): for one answer. `deadline` (s): for a write, hand-over to done.
+
+        `gather` (s): how long those whom a batch has answered may take to come back with their next
+        write before the next batch goes without them; 0 waits for nobody. For callers that do
+        nothing but wait for each write, as threads do: they would share every other batch only.
+        """
         self.counters = Counters()
         self.costs = Costs()
         self._nc = nc
@@ -171,6 +181,9 @@ class Committer:
         self._event_bytes_max = event_bytes_max
         self._timeout = request_timeout
         self._deadline = deadline
+        self._gather = gather
+        self._expected = 0  # writes to be waiting before the next batch goes
+        self._gathering: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Write] = deque()
         self._plain_in_flight = 0
@@ -224,11 +237,15 @@ class Committer:
         self._pump_scheduled = False
         if self._batch_in_flight:
             return  # its end pumps again, with all that gathered meanwhile
+        if len(self._waiting) < self._expected:
+            self._tell_idle()
+            return
+        self._expect(0)
         ready, events = self._take_ready()
         if not ready:
             self._tell_idle()
             return
-        if events >= self.costs.break_even():
+        if events >= self.costs.break_even() * (GATHERED if self._gather else 1.0):
             self._start_batch(ready)
             return
         self._start_few(ready)
@@ -334,6 +351,8 @@ class Committer:
         self.counters.batched_events += events
         if all(write.error is None for write in writes):
             self.costs.saw_batch(time.monotonic() - started, events)
+        if self._gather and len(writes) > 1:
+            self._expect(len(self._waiting) + len(writes))
         self._pump_soon()
 
     async def _settle(self, group: list[Write], publish: Publish) -> None:
@@ -558,6 +577,19 @@ class Committer:
             write.on_done(write)
         except Exception:
             log.exception("the callback of a write failed")
+
+    def _expect(self, writes: int) -> None:
+        """Lets the next batch wait, for a moment, until so many writes wait; 0: not any longer."""
+        self._expected = writes
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
+        if writes:
+            self._gathering = self._loop.call_later(self._gather, self._expect_no_more)
+
+    def _expect_no_more(self) -> None:
+        self._expect(0)
+        self._pump_soon()
 
     def _pump_soon(self) -> None:
         if not self._pump_scheduled:

@@ -49,6 +49,9 @@ _T = TypeVar("_T")
 REQUEST_TIMEOUT_S = 5.0
 """For one answer, of several that a call may wait for."""
 
+GATHER_S = 0.002
+"""Threads that a batch has answered are back with their next insert by then, or have none."""
+
 CLOSE_TIMEOUT_S = 5.0
 SLACK_S = 10.0
 """What a call may take beyond the timeout before its thread is let go: then the loop hangs."""
@@ -164,6 +167,7 @@ class JetStreamDatastore:
                 reading=opened.connections.reading,
                 request_timeout=self.timeout if self.timeout < REQUEST_TIMEOUT_S else None,
                 deadline=self.timeout,
+                gather=GATHER_S,
             )
             journal = opened.journals[topology.stream] = Journal(
                 store,

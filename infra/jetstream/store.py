@@ -36,6 +36,7 @@ class Store:
         streams: Sequence[dict[str, Any]],
         request_timeout: float,
         deadline: float,
+        gather: float,
     ) -> None:
         self.topology = topology
         self.streams = streams
@@ -48,6 +49,7 @@ class Store:
                 event_bytes_max=_event_bytes_max(streams[partition]),
                 request_timeout=request_timeout,
                 deadline=deadline,
+                gather=gather,
             )
             for partition in range(topology.partitions)
         ]
@@ -61,12 +63,13 @@ class Store:
         reading: Client,
         request_timeout: float | None = None,
         deadline: float = 30.0,
+        gather: float = 0.0,
     ) -> Store:
         """Creates or verifies the streams and returns the store on them.
 
         `writing` and `reading` should be two connections, so that a long read never delays a
-        commit. `request_timeout` (s) defaults to 2 on one replica and 5 on more. Raises
-        StreamMismatch, StoreUnavailable.
+        commit. `request_timeout` (s) defaults to 2 on one replica and 5 on more. `gather`: see
+        `committer.Committer`. Raises StreamMismatch, StoreUnavailable.
         """
         streams = await ensure(writing, topology)
         replicas = max(stream["config"].get("num_replicas", 1) for stream in streams)
@@ -77,6 +80,7 @@ class Store:
             streams=streams,
             request_timeout=request_timeout or (2.0 if replicas == 1 else 5.0),
             deadline=deadline,
+            gather=gather,
         )
 
     @property

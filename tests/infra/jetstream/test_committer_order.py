@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import pytest_asyncio
@@ -111,3 +111,70 @@ async def test_more_single_events_than_may_go_side_by_side_keep_their_order(
     assert [write.error for write in done] == [None] * 3
     assert [event.version for event in await store.read("waiting")] == [1, 2, 3]
     await asyncio.gather(*busy)
+
+
+Gathering = Callable[[float], Awaitable[Store]]
+
+
+@pytest_asyncio.fixture
+async def gathering(nats_server: EmbeddedServer) -> AsyncIterator[Gathering]:
+    """Opens a store whose committer gathers its writers for so many seconds."""
+    name = NUID().next().decode()
+    clients = [await connect(nats_server.url, name="test", settings=Settings()) for _ in range(2)]
+
+    async def open_store(gather: float) -> Store:
+        writing, reading = clients
+        topology = Topology(stream=name, prefix=name)
+        return await Store.open(topology, writing=writing, reading=reading, gather=gather)
+
+    yield open_store
+    for client in clients:
+        await client.close()
+
+
+async def test_writers_that_come_back_one_by_one_share_one_batch_when_they_are_gathered(
+    gathering: Gathering,
+) -> None:
+    # given writers that take a moment, each another one, before they write again
+    store = await gathering(30.0)
+    rounds, writers = 5, 16
+
+    async def write(number: int) -> None:
+        tail = Tail(store.topology.subject(f"writer-{number}"))
+        for _ in range(rounds):
+            await store.append(one(tail))
+            await asyncio.sleep(0.001 * number)
+
+    # when they write side by side
+    await asyncio.gather(*map(write, range(writers)))
+    # then every batch is one of all of them
+    [counters] = store.counters
+    assert (counters.batches, counters.batched_events) == (rounds, rounds * writers)
+    await store.close()
+
+
+async def test_who_writes_alone_is_not_held_by_gathering(gathering: Gathering) -> None:
+    store = await gathering(600.0)
+    tail = Tail(store.topology.subject("alone"))
+    async with asyncio.timeout(60):
+        for _ in range(10):
+            await store.append(one(tail))
+            await store.append(one(tail) + one(tail))
+        await store.close()
+
+
+async def test_gathering_ends_when_nobody_comes_back_and_holds_nobody_who_closes(
+    gathering: Gathering,
+) -> None:
+    store = await gathering(0.05)
+    tails = [Tail(store.topology.subject(f"once-{n}")) for n in range(16)]
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(store.append(one(tail)) for tail in tails))
+        await store.append(one(tails[0]))  # the only one to come back
+        assert (await store.last("once-0", leader=True)) is not None
+    patient = await gathering(600.0)
+    others = [Tail(patient.topology.subject(f"others-{n}")) for n in range(16)]
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(patient.append(one(tail)) for tail in others))
+        await patient.close()
+    await store.close()
