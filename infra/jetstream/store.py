@@ -36,7 +36,7 @@ class Store:
         streams: Sequence[dict[str, Any]],
         request_timeout: float,
         deadline: float,
-        gather: float,
+        gather: float = 0.0,
     ) -> None:
         self.topology = topology
         self.streams = streams
