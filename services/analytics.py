@@ -33,6 +33,7 @@ from services import sql
 from services.endpoint import VERSION, Outbox
 from services.errors import Refusal
 from services.projector import Following, Projector, Taken, heads
+from services.tasks import ended
 
 log = logging.getLogger(__name__)
 
@@ -180,8 +181,7 @@ class AnalyticsService:
     async def close(self) -> None:
         """Answers what was taken, then lets go of the tables."""
         if self._rebuilding is not None:
-            self._rebuilding.cancel()
-            await asyncio.gather(self._rebuilding, return_exceptions=True)
+            await ended(self._rebuilding)
         await self._sql.close()
         if self.tables is not None:
             await self.tables.close()

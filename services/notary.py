@@ -48,6 +48,7 @@ from infra.notary.keys import KeyFolder, KeyUnusable
 from infra.notary.merkle import Frontier, leaf_hash
 from infra.notary.notes import NoteRefused, Signer
 from infra.settings import Settings
+from services.tasks import ended
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +97,7 @@ class Notary:
     async def close(self) -> None:
         """Stops; what came last is in the first checkpoint after the next start."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await ended(self._task)
 
     async def _run(self) -> None:
         while True:

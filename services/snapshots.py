@@ -21,6 +21,7 @@ from infra.jetstream.envelope import Recorded
 from infra.jetstream.errors import StoreUnavailable
 from infra.jetstream.store import Store
 from projections.state import ConversationView
+from services.tasks import ended
 
 log = logging.getLogger(__name__)
 
@@ -94,9 +95,7 @@ class Snapshotter:
 
     async def close(self) -> None:
         """Stops; what is still due is written by whoever loads that conversation next."""
-        while not self._task.done():
-            self._task.cancel()  # more than once: a request that is just answered swallows one
-            await asyncio.wait({self._task}, timeout=0.1)
+        await ended(self._task)
 
     async def _run(self) -> None:
         while True:

@@ -32,6 +32,7 @@ from infra.jetstream.topology import Topology
 from infra.settings import Settings
 from projections.idleness import Idleness, Silent
 from services.endpoint import ACTOR, EXPECTED_VERSION
+from services.tasks import ended
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +67,7 @@ class Sweeper:
     async def close(self) -> None:
         """Stops; what is under way is left to whoever sweeps next."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await ended(self._task)
 
     async def sweep(self) -> int:
         """Reads what is new and ends what is due; returns how many conversations and replies.
