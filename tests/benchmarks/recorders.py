@@ -41,6 +41,9 @@ from infra.server import free_port
 from tests.infra.jetstream.nats_process import NatsProcess
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+RESULTS = ROOT / "bench-results"
+"""Git-ignored."""
+
 STATE = b'{"timestamp":"2026-11-21T09:00:00.123456Z","text":"' + b"x" * 160 + b'"}'
 POSTGRES_READY_TIMEOUT_S = 30.0
 
@@ -356,14 +359,17 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--rounds", type=int, default=3, help="of which medians are taken")
     parser.add_argument("--seconds", type=float, default=2.0, help="of one measurement")
-    parser.add_argument("--folder", type=Path, default=ROOT, help="on the disk to be measured")
+    parser.add_argument(
+        "--folder", type=Path, default=RESULTS, help="on the disk that is to be measured"
+    )
     parser.add_argument("--only", metavar="TEXT", default="", help="measures that contain this")
     parser.add_argument("--writer", nargs=2, metavar=("NAME", "SECONDS"), help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.writer:
         write(options.writer[0], float(options.writer[1]))
         return 0
-    with tempfile.TemporaryDirectory(prefix=".bench-", dir=options.folder) as folder:
+    options.folder.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="recorders-", dir=options.folder) as folder:
         print(table(run(Path(folder), options.rounds, options.seconds, options.only)))
     if not has_postgres():
         print("\nPostgreSQL: not measured (initdb and postgres in PATH, psycopg[binary,pool])")
