@@ -114,6 +114,10 @@ class Settings(BaseSettings):
     quack_host: str = "127.0.0.1"
     quack_token: SecretStr | None = Field(default=None, min_length=8)
     gateway_port: int = Field(default=8080, ge=0, le=65_535)
+    """Of HTTP and WebSockets; 0 takes a free one."""
+    gateway_host: str = "127.0.0.1"
+    auth: Literal["none", "keys", "jwt"] = "none"
+    """Who may ask the gateway: everybody on this machine, holders of a key, or of a token."""
     log: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

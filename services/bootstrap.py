@@ -37,7 +37,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SERVICES = ("commands", "queries", "audit", "notary", "sweeper", "analytics", "directory")
+CLIENTS = ("gateway",)
+"""Services that are clients of the others: they need a NATS server, and no store."""
+
+SERVICES = (
+    "commands",
+    "queries",
+    "audit",
+    "notary",
+    "sweeper",
+    "analytics",
+    "directory",
+    *CLIENTS,
+)
 """What `serve` can run."""
 
 ANSWERING = ("commands", "queries", "audit", "analytics", "directory")
@@ -164,7 +176,13 @@ async def serve(settings: Settings, services: Sequence[str], *, url: str) -> Non
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop.set)
-    async with running(settings, services, url=url):
+    async with contextlib.AsyncExitStack() as stack:
+        if of_the_store := [each for each in services if each not in CLIENTS]:
+            await stack.enter_async_context(running(settings, of_the_store, url=url))
+        if "gateway" in services:
+            from services.gateway.serving import running as gateway  # noqa: PLC0415 (FastAPI)
+
+            await stack.enter_async_context(gateway(settings, url=url))
         log.info("serving %s", ", ".join(services))
         _tune_garbage_collection()
         await stop.wait()

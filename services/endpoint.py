@@ -34,6 +34,7 @@ EXPECTED_VERSION = "Convo-Expected-Version"
 ACTOR = "Convo-Actor"
 MIN_SEQ = "Convo-Min-Seq"
 CONSISTENCY = "Convo-Consistency"
+USER = "Convo-User"
 
 ERROR = "Nats-Service-Error"
 ERROR_CODE = "Nats-Service-Error-Code"

@@ -30,6 +30,7 @@ BESIDE = {
     "audit": (*WORKER[:-2], "audit", "notary"),
     "analytics": (*WORKER[:-2], "analytics"),
     "directory": (*WORKER[:-2], "directory", "sweeper"),
+    "gateway": (*WORKER[:-2], "gateway"),
 }
 """Further processes by name, each running services of its own. The ledger is ready without them."""
 

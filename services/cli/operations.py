@@ -13,7 +13,16 @@ from services.cli import output
 from services.cli.errors import CommandFailed
 from services.cli.options import Client, client_options
 
-SERVICES = ("commands", "queries", "audit", "notary", "sweeper", "analytics", "directory")
+SERVICES = (
+    "commands",
+    "queries",
+    "audit",
+    "notary",
+    "sweeper",
+    "analytics",
+    "directory",
+    "gateway",
+)
 
 data_option = click.option(
     "--data", "data_dir", type=click.Path(path_type=Path), metavar="DIR", help="The data directory."
@@ -81,12 +90,13 @@ def serve(*, services: tuple[str, ...], nats: str | None, as_json: bool) -> None
     from services.bootstrap import serve as run
     from services.cli import logs
     from services.cli.requests import server_url, settings_of
+    from services.gateway.errors import GatewayUnusable
 
     settings = settings_of(nats, log="json" if as_json else None)
     logs.configure(settings)
     try:
         _run(run(settings, tuple(dict.fromkeys(services)), url=server_url(settings)))
-    except (ConnectionRefused, StreamMismatch, StoreUnavailable) as error:
+    except (ConnectionRefused, GatewayUnusable, StreamMismatch, StoreUnavailable) as error:
         raise CommandFailed(str(error)) from None
 
 

@@ -1,0 +1,7 @@
+"""The family conversations (contract section 11)."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+router = APIRouter(tags=["conversations"])

@@ -1,0 +1,184 @@
+"""Requests to the NATS services, asked again under the same command id when an answer is lost.
+
+Three times, from 0.1 s, doubling; then a clear error. Nothing is kept in memory for later: what
+was not acknowledged is told to the caller, who knows whether it still matters. Every call is
+bounded in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.errors import MaxPayloadError, NoRespondersError, OutboundBufferLimitError
+from nats.errors import TimeoutError as NatsTimeout
+from pydantic_core import from_json, to_json
+
+from domain.identity import ConversationId, encode_token, new_id
+from services.endpoint import (
+    ACTOR,
+    COMMAND_ID,
+    CONSISTENCY,
+    ERROR_CODE,
+    EXPECTED_VERSION,
+    MIN_SEQ,
+    USER,
+)
+from services.gateway.errors import GatewayError, refused
+from services.gateway.identity import Identity
+
+JSON = dict[str, Any]
+
+ANSWER_WITHIN_S = 5.0
+"""One answer; a command that takes longer is asked about again, under the same id."""
+
+RETRIES = 3
+FIRST_PAUSE_S = 0.1
+
+SERVICES = {"cmd": "commands", "list": "directory", "search": "directory", "sql": "analytics"}
+"""Who answers subjects that begin so; all others are queries'."""
+
+
+class Ledger:
+    """Asks the services over one connection. Every call raises GatewayError when it is refused."""
+
+    def __init__(self, nats: Client, *, within_s: float = ANSWER_WITHIN_S) -> None:
+        self.nats = nats
+        self.within_s = within_s
+
+    async def command(
+        self,
+        caller: Identity,
+        id: ConversationId,
+        verb: str,
+        body: JSON | None = None,
+        *,
+        command_id: str | None = None,
+        expected_version: int | None = None,
+    ) -> JSON:
+        """Writes; returns the reply (contract section 3) once it is durable."""
+        headers = {COMMAND_ID: command_id or new_id()}
+        if caller.user_id is not None:
+            headers[USER] = caller.user_id
+        if actor := caller.actor:
+            headers[ACTOR] = actor
+        if expected_version is not None:
+            headers[EXPECTED_VERSION] = str(expected_version)
+        return await self.ask(f"convo.cmd.{id.key}.{verb}", body, headers, writes=True)
+
+    async def query(
+        self,
+        caller: Identity,
+        id: ConversationId,
+        view: str,
+        body: JSON | None = None,
+        *,
+        min_seq: int | None = None,
+        strong: bool = False,
+    ) -> JSON:
+        """Reads one view (contract section 4), at least as of `min_seq`."""
+        headers = {}
+        if caller.user_id is not None:
+            headers[USER] = caller.user_id
+        if min_seq is not None:
+            headers[MIN_SEQ] = str(min_seq)
+        if strong:
+            headers[CONSISTENCY] = "strong"
+        return await self.ask(f"convo.get.{id.key}.{view}", body, headers)
+
+    async def list(self, caller: Identity, body: JSON) -> JSON:
+        """The caller's conversations, newest activity first (contract section 4)."""
+        return await self._tenant_wide("list", caller, body)
+
+    async def search(self, caller: Identity, body: JSON) -> JSON:
+        """Messages of the caller's conversations by what they say (contract section 4)."""
+        return await self._tenant_wide("search", caller, body)
+
+    async def _tenant_wide(self, what: str, caller: Identity, body: JSON) -> JSON:
+        if caller.user_id is not None:
+            body = {**body, "user_id": caller.user_id}
+        return await self.ask(f"convo.{what}.{encode_token(caller.tenant_id)}", body, {})
+
+    async def ask(
+        self,
+        subject: str,
+        body: JSON | None,
+        headers: Mapping[str, str],
+        *,
+        writes: bool = False,
+    ) -> JSON:
+        """One request and its reply, which says ok. Asked again where that may help."""
+        payload = to_json(body) if body else b""
+        pause_s = FIRST_PAUSE_S
+        for retries_left in range(RETRIES, -1, -1):
+            try:
+                return await self._once(subject, payload, headers, writes=writes)
+            except GatewayError as failure:
+                if not retries_left or not failure.retryable or failure.code == "rate_limited":
+                    raise
+            await asyncio.sleep(pause_s)
+            pause_s *= 2
+        raise AssertionError("the last try returns or raises")
+
+    async def _once(
+        self, subject: str, payload: bytes, headers: Mapping[str, str], *, writes: bool
+    ) -> JSON:
+        try:
+            message = await self.nats.request(
+                subject, payload, timeout=self.within_s, headers=dict(headers) or None
+            )
+        except NoRespondersError:
+            raise _unavailable(f"no service answers {_service(subject)}: look at /health") from None
+        except OutboundBufferLimitError:
+            raise _unavailable("the connection to NATS is lost: look at /health") from None
+        except (TimeoutError, NatsTimeout):
+            raise self._silence(subject, writes=writes) from None
+        except MaxPayloadError:
+            limit = self.nats.max_payload
+            raise GatewayError(
+                413, "message_too_large", f"a request may be at most {limit:,} bytes: send less"
+            ) from None
+        except NatsError as error:
+            raise _unavailable(f"the connection to NATS failed ({error})") from None
+        return read(message.data, message.headers)
+
+    def _silence(self, subject: str, *, writes: bool) -> GatewayError:
+        if not writes:
+            return _unavailable(f"{_service(subject)} did not answer in {self.within_s:g} s")
+        return GatewayError(
+            504,
+            "outcome_unknown",
+            "it may or may not have been written: read the conversation before sending it again",
+            retryable=True,
+        )
+
+
+def read(data: bytes, headers: Mapping[str, str] | None) -> JSON:
+    """The reply in `data` when it says ok; else GatewayError with the service's own error."""
+    try:
+        reply = from_json(data)
+    except ValueError:
+        reply = None
+    if not isinstance(reply, dict) or "ok" not in reply:
+        raise GatewayError(
+            502, "internal", "the answer is none of the ledger's: who listens on its subjects?"
+        )
+    if reply["ok"] is not True:
+        raise refused(reply.get("error") or {}, _status(headers))
+    return reply
+
+
+def _status(headers: Mapping[str, str] | None) -> int:
+    text = (headers or {}).get(ERROR_CODE, "")
+    return int(text) if text.isdigit() and 400 <= int(text) <= 599 else 500
+
+
+def _service(subject: str) -> str:
+    return SERVICES.get(subject.split(".")[1], "queries")
+
+
+def _unavailable(message: str) -> GatewayError:
+    return GatewayError(503, "storage_unavailable", message, retryable=True)

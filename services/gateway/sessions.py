@@ -1,0 +1,7 @@
+"""The family sessions (contract section 11)."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+router = APIRouter(tags=["sessions"])
