@@ -99,11 +99,15 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class CommandContext:
-    """What came along with a command; a `command_id` is made up where there is none."""
+    """What came along with a command; a `command_id` is made up where there is none.
+
+    With a `user_id` only that user's conversation is there; any other is refused as unknown.
+    """
 
     command_id: str | None
     actor: str | None = None
     expected_version: int | None = None
+    user_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +167,7 @@ class Conversation(BaseAggregate[str]):
 
     def __init__(self) -> None:
         self.status: Status = "active"
+        self.user_id: str | None = None
         self.titled = False
         self.totals = TokenTotals()
         self.receipts: dict[str, Receipt] = {}
@@ -324,10 +329,13 @@ class Conversation(BaseAggregate[str]):
             case SessionReset():
                 self.totals = self.totals.reset()
             case ConversationStarted():
+                self.user_id = event.user_id
                 self.titled = event.title is not None
                 self.fact_bytes = _merged_facts(self.fact_bytes, event)
             case ContextUpdated():
                 self.titled = self.titled or isinstance(event.title, str)
+                if event.user_id is not ABSENT:
+                    self.user_id = event.user_id
                 self.fact_bytes = _merged_facts(self.fact_bytes, event)
             case ConversationTitled():
                 self.titled = True
@@ -341,6 +349,7 @@ class Conversation(BaseAggregate[str]):
                 self.status = "active"
             case ConversationErased():
                 self.status = "erased"
+                self.user_id = None
         self._remember_command(event, usage)
 
     def _follow_reply(
@@ -403,6 +412,7 @@ class Conversation(BaseAggregate[str]):
             "created_on": clock.to_text(self.created_on),
             "modified_on": clock.to_text(self.modified_on),
             "status": self.status,
+            "user_id": self.user_id,
             "titled": self.titled,
             "fact_bytes": self.fact_bytes,
             "totals": list(self.totals),
@@ -446,6 +456,7 @@ class Conversation(BaseAggregate[str]):
         self.__init__()  # type: ignore[misc]  # as the library does it in CanInitAggregate.mutate
         self.modified_on = clock.from_text(state["modified_on"])
         self.status = state["status"]
+        self.user_id = state["user_id"]
         self.titled = state["titled"]
         self.fact_bytes = state["fact_bytes"]
         self.totals = TokenTotals(*state["totals"])
@@ -465,7 +476,7 @@ class Conversation(BaseAggregate[str]):
 
 Said = dict[str, Any]
 
-_FORMAT: Final = 3
+_FORMAT: Final = 4
 
 # Roughly what the parts of a conversation take in memory, in CPython on 64 bits.
 _BASE_BYTES: Final = 1_600
@@ -509,11 +520,13 @@ def decide(
     was. An accepted one has changed it already, ahead of the commit, so that a conversation whose
     events could not be stored must be thrown away.
 
-    Raises, in this order: InvalidState for a command id that another verb has used;
-    ConversationNotInitialized; VersionConflict; ConversationIsErased, ConversationIsClosed;
+    Raises, in this order: ConversationNotInitialized for another user's; InvalidState for a command
+    id that another verb has used; ConversationNotInitialized; VersionConflict; ConversationIsErased, ConversationIsClosed;
     MessageTooLarge and RateLimited; then MessageNotFound and InvalidState where the command does
     not fit. (The size of a reply is known only once the reply is.)
     """
+    if conversation is not None and context.user_id not in (None, conversation.user_id):
+        raise ConversationNotInitialized.named(id.tenant_id, id.conversation_id)
     command_id = context.command_id or command.command_id
     if conversation is not None and command_id is not None:
         receipt = conversation.receipts.get(command_id)

@@ -34,6 +34,7 @@ from services.endpoint import (
     conversation_of,
     header_name,
     header_number,
+    header_user,
     readable_headers,
     start_service,
 )
@@ -205,4 +206,5 @@ def _context(request: Request, command: Command) -> CommandContext:
         command_id or command.command_id,
         header_name(headers, ACTOR),
         header_number(headers, EXPECTED_VERSION),
+        header_user(headers),
     )

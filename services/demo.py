@@ -156,7 +156,8 @@ async def _with_ledger(data_dir: Path, sources: Sequence[Source], hurry: asyncio
     log = data_dir / "convo-up.log"
     argv = [sys.executable, "-m", "services.cli", "up", "--data", str(data_dir), "--port", "0"]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    program = Program("convo up", argv, env={**os.environ, "PYTHONPATH": path}, output=log)
+    environment = {**os.environ, "PYTHONPATH": path, variable("gateway_port"): "0"}
+    program = Program("convo up", argv, env=environment, output=log)
     began = time.monotonic()
     child = supervisor.start(program, keep=False)
     try:

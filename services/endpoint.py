@@ -20,7 +20,7 @@ from nats.micro.service import EndpointConfig, Service, ServiceConfig
 from pydantic_core import to_json
 
 from domain.errors import InvalidRequest
-from domain.identity import ConversationId
+from domain.identity import ConversationId, decode_token
 from infra.jetstream.errors import NATS_FAILURES, reason
 from infra.sturdy import MALFORMED
 from services.errors import Refusal, refusal
@@ -182,6 +182,13 @@ def header_name(headers: Headers, name: str) -> str | None:
         f"header {name} has to be 1 to {NAME_MAX} characters",
         [{"field": name, "problem": f"{len(text)} characters"}],
     )
+
+
+def header_user(headers: Headers) -> str | None:
+    """The id of the only user whose conversations are asked for, percent-encoded as in a subject;
+    None where it is not set. Raises InvalidRequest."""
+    text = headers.get(USER)
+    return None if text is None else decode_token(text)
 
 
 def readable_headers(request: Request) -> Headers:

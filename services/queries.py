@@ -30,6 +30,7 @@ from services.endpoint import (
     conversation_of,
     header_choice,
     header_number,
+    header_user,
     readable_headers,
     start_service,
 )
@@ -91,15 +92,23 @@ class EventsQuery(Query):
 
 
 class Asked:
-    """One query that was understood: which conversation, how fresh, and the body."""
+    """One query that was understood: which conversation, how fresh, for whom, and the body."""
 
-    __slots__ = ("body", "id", "min_seq", "strong")
+    __slots__ = ("body", "id", "min_seq", "strong", "user_id")
 
-    def __init__(self, id: ConversationId, body: Any, min_seq: int | None, strong: bool) -> None:
+    def __init__(
+        self,
+        id: ConversationId,
+        body: Any,
+        min_seq: int | None,
+        strong: bool,
+        user_id: str | None,
+    ) -> None:
         self.id = id
         self.body = body
         self.min_seq = min_seq
         self.strong = strong
+        self.user_id = user_id
 
 
 class QueryService:
@@ -159,7 +168,8 @@ class QueryService:
         headers = readable_headers(request)
         min_seq = header_number(headers, MIN_SEQ)
         strong = header_choice(headers, CONSISTENCY, ("strong", "eventual")) == "strong"
-        return Asked(id, parse_as(model, view, request.data), min_seq, strong), show
+        user_id = header_user(headers)
+        return Asked(id, parse_as(model, view, request.data), min_seq, strong, user_id), show
 
     # -- the views -----------------------------------------------------------------------------
 
@@ -265,7 +275,7 @@ class QueryService:
 
     async def _view(self, asked: Asked) -> ConversationView:
         view = await self._conversations.view(asked.id, min_seq=asked.min_seq, strong=asked.strong)
-        if not view.exists:
+        if not view.exists or asked.user_id not in (None, view.user_id):
             raise ConversationNotInitialized.named(asked.id.tenant_id, asked.id.conversation_id)
         return view
 

@@ -62,7 +62,7 @@ class Ledger:
         """Writes; returns the reply (contract section 3) once it is durable."""
         headers = {COMMAND_ID: command_id or new_id()}
         if caller.user_id is not None:
-            headers[USER] = caller.user_id
+            headers[USER] = encode_token(caller.user_id)
         if actor := caller.actor:
             headers[ACTOR] = actor
         if expected_version is not None:
@@ -82,7 +82,7 @@ class Ledger:
         """Reads one view (contract section 4), at least as of `min_seq`."""
         headers = {}
         if caller.user_id is not None:
-            headers[USER] = caller.user_id
+            headers[USER] = encode_token(caller.user_id)
         if min_seq is not None:
             headers[MIN_SEQ] = str(min_seq)
         if strong:
