@@ -328,15 +328,8 @@ class Conversation(BaseAggregate[str]):
                 self.totals = usage
             case SessionReset():
                 self.totals = self.totals.reset()
-            case ConversationStarted():
-                self.user_id = event.user_id
-                self.titled = event.title is not None
-                self.fact_bytes = _merged_facts(self.fact_bytes, event)
-            case ContextUpdated():
-                self.titled = self.titled or isinstance(event.title, str)
-                if event.user_id is not ABSENT:
-                    self.user_id = event.user_id
-                self.fact_bytes = _merged_facts(self.fact_bytes, event)
+            case ConversationStarted() | ContextUpdated():
+                self._note_facts(event)
             case ConversationTitled():
                 self.titled = True
             case ReplyStarted() | ReplyChunkAppended() | ReplyCompleted() | ReplyAborted():
@@ -351,6 +344,12 @@ class Conversation(BaseAggregate[str]):
                 self.status = "erased"
                 self.user_id = None
         self._remember_command(event, usage)
+
+    def _note_facts(self, event: ConversationStarted | ContextUpdated) -> None:
+        self.titled = self.titled or isinstance(event.title, str)
+        if event.user_id is not ABSENT:
+            self.user_id = event.user_id
+        self.fact_bytes = _merged_facts(self.fact_bytes, event)
 
     def _follow_reply(
         self, event: ReplyStarted | ReplyChunkAppended | ReplyCompleted | ReplyAborted
@@ -521,9 +520,10 @@ def decide(
     events could not be stored must be thrown away.
 
     Raises, in this order: ConversationNotInitialized for another user's; InvalidState for a command
-    id that another verb has used; ConversationNotInitialized; VersionConflict; ConversationIsErased, ConversationIsClosed;
-    MessageTooLarge and RateLimited; then MessageNotFound and InvalidState where the command does
-    not fit. (The size of a reply is known only once the reply is.)
+    id that another verb has used; ConversationNotInitialized; VersionConflict;
+    ConversationIsErased, ConversationIsClosed; MessageTooLarge and RateLimited; then
+    MessageNotFound and InvalidState where the command does not fit.
+    (The size of a reply is known only once the reply is.)
     """
     if conversation is not None and context.user_id not in (None, conversation.user_id):
         raise ConversationNotInitialized.named(id.tenant_id, id.conversation_id)

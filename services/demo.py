@@ -24,7 +24,7 @@ import click
 from nats.aio.client import Client
 
 from domain.identity import ConversationId, new_id
-from infra.settings import PREFIX, Settings
+from infra.settings import PREFIX, Settings, variable
 from infra.supervision import Child, Program, State, Supervisor, read_status
 from services.cli.errors import FAILED, INTERRUPTED, CommandFailed
 from services.cli.importer import Importer, Tally

@@ -102,7 +102,7 @@ class Asked:
         body: Any,
         min_seq: int | None,
         strong: bool,
-        user_id: str | None,
+        user_id: str | None = None,
     ) -> None:
         self.id = id
         self.body = body

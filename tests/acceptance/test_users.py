@@ -1,4 +1,4 @@
-"""`Convo-User`: whoever asks for one user alone finds no other's conversations, whatever they do."""
+"""`Convo-User`: who asks for one user alone finds no other's conversations, whatever they do."""
 
 from __future__ import annotations
 
