@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from base64 import b64encode
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import datetime
@@ -32,7 +31,7 @@ from domain.identity import ConversationId
 from domain.mapper import ConversationMapper
 from infra.jetstream.envelope import GENESIS, Recorded, verify_chain
 from infra.jetstream.errors import LedgerDamaged
-from infra.jetstream.scan import Stored, scan
+from infra.jetstream.scan import as_stored, scan
 from infra.jetstream.store import Store, check_contiguous
 from projections.audit.diff import changes
 from projections.audit.entries import Replay
@@ -331,24 +330,6 @@ class AuditService:
         self._cursors[id.key, cursor.next_version] = cursor
         while len(self._cursors) > CURSORS:
             self._cursors.popitem(last=False)
-
-
-def as_stored(stored: Stored) -> dict[str, Any]:
-    """A message as an export has it: {seq, subject, time, headers, body}.
-
-    `body` is the stored text; bytes that are no UTF-8 (nothing of ours) are in `body_base64`.
-    """
-    message: dict[str, Any] = {
-        "seq": stored.seq,
-        "subject": stored.subject,
-        "time": stored.time,
-        "headers": dict(stored.headers),
-    }
-    try:
-        message["body"] = stored.body.decode()
-    except UnicodeDecodeError:
-        message["body_base64"] = b64encode(stored.body).decode()
-    return message
 
 
 def _size(messages: list[dict[str, Any]]) -> int:

@@ -20,7 +20,6 @@ everything before the manifest. Without a notary there are no key, checkpoint an
 from __future__ import annotations
 
 import json
-from base64 import b64decode
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from domain.errors import ConversationNotInitialized, InvalidRequest
 from domain.identity import ConversationId
 from infra.jetstream.chain import START, Fault, Link, entry_of
 from infra.jetstream.envelope import EVENT_HASH, EVENT_TYPE, EVENT_VERSION, GENESIS
-from infra.jetstream.scan import Stored, scan
+from infra.jetstream.scan import Stored, as_stored, from_stored, scan
 from infra.jetstream.topology import Topology
 from infra.notary.checkpoint import PROJECT, Checkpoint, KeyHistory
 from infra.notary.merkle import (
@@ -47,7 +46,6 @@ from infra.notary.merkle import (
     root_of_inclusion,
 )
 from infra.notary.notes import NoteRefused, PublicKey
-from services.audit import as_stored
 from services.notary import KEYS, checkpoints_subject, last_record, records
 from services.verification import ConversationCheck, follow_conversation
 
@@ -458,8 +456,7 @@ class _Bundle:
         self.found.name = "/".join(id)
 
     def _take_event(self, event: dict[str, Any]) -> None:
-        body = event["body"].encode() if "body" in event else b64decode(event["body_base64"])
-        stored = Stored(event["seq"], event["subject"], event["headers"], 0, body)
+        stored = from_stored(event)
         if stored.subject != self._head["subject"] or stored.seq <= self._check.seq:
             raise _Refused(f"line {self.line}: the event does not belong here")
         self._check.take(stored)

@@ -28,13 +28,9 @@ from pydantic_core import from_json
 
 from domain import clock
 from infra.jetstream.chain import entry_of
-from infra.jetstream.envelope import (
-    BATCH_COMMIT,
-    BATCH_ID,
-    EXPECTED_LAST_SUBJECT_SEQUENCE,
-)
+from infra.jetstream.envelope import EXPECTED_LAST_SUBJECT_SEQUENCE
 from infra.jetstream.errors import NATS_FAILURES, LedgerDamaged, StoreUnavailable, reason
-from infra.jetstream.scan import Stored, scan
+from infra.jetstream.scan import Stored, ends_batch, scan
 from infra.jetstream.topology import Topology, call
 from infra.notary.checkpoint import (
     NO_PREVIOUS,
@@ -248,7 +244,7 @@ class Log:
             async for block in blocks:
                 for stored in block:
                     batch.append(stored)
-                    if BATCH_ID in stored.headers and BATCH_COMMIT not in stored.headers:
+                    if not ends_batch(stored):
                         continue
                     self._take(batch)
                     batch = []

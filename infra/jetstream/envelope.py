@@ -128,9 +128,14 @@ def unpack(headers: Mapping[str, str] | None, body: bytes) -> Recorded:
         raise _foreign(headers or {}, error) from error
 
 
+def stored_headers(message: Mapping[str, Any]) -> dict[str, str]:
+    """The headers of the `message` object of a `$JS.API.STREAM.MSG.GET` reply."""
+    return dict(_header_lines(b64decode(message.get("hdrs", ""))))
+
+
 def unpack_stored(message: Mapping[str, Any]) -> Recorded:
     """Reads an event out of the `message` object of a `$JS.API.STREAM.MSG.GET` reply."""
-    headers = dict(_header_lines(b64decode(message.get("hdrs", ""))))
+    headers = stored_headers(message)
     headers["Nats-Sequence"] = str(message["seq"])
     headers["Nats-Subject"] = message["subject"]
     headers["Nats-Time-Stamp"] = message["time"]
@@ -156,7 +161,7 @@ def sent_under(message: Mapping[str, Any]) -> str:
 
     Empty when it was not a committer that sent it.
     """
-    headers = dict(_header_lines(b64decode(message.get("hdrs", ""))))
+    headers = stored_headers(message)
     return headers.get(BATCH_ID) or headers.get(WRITE_ID, "")
 
 

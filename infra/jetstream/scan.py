@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import time
+from base64 import b64decode, b64encode
 from collections.abc import AsyncGenerator, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from infra.jetstream.envelope import BATCH_COMMIT, BATCH_ID, stored_headers
 from infra.jetstream.errors import NATS_FAILURES, StoreUnavailable, reason
 from infra.jetstream.topology import call
 
@@ -32,6 +34,7 @@ SILENCE_MAX_S = 5.0
 
 _ATTEMPTS = 5
 _CONSUMER_INACTIVE_S = 30
+_NO_MESSAGE = 10037
 _NS = 1_000_000_000
 
 
@@ -49,6 +52,52 @@ class Stored(NamedTuple):
         """When the server stored it: RFC 3339 in UTC, with nanoseconds."""
         seconds, nanoseconds = divmod(self.time_ns, _NS)
         return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z"
+
+
+def as_stored(stored: Stored) -> dict[str, Any]:
+    """A message as an export has it: {seq, subject, time, headers, body}.
+
+    `body` is the stored text; bytes that are no UTF-8 (nothing of ours) are in `body_base64`.
+    """
+    message: dict[str, Any] = {
+        "seq": stored.seq,
+        "subject": stored.subject,
+        "time": stored.time,
+        "headers": dict(stored.headers),
+    }
+    try:
+        message["body"] = stored.body.decode()
+    except UnicodeDecodeError:
+        message["body_base64"] = b64encode(stored.body).decode()
+    return message
+
+
+def from_stored(message: Mapping[str, Any]) -> Stored:
+    """The message that `as_stored` made this of; its time is not read back (0).
+
+    Raises KeyError, TypeError or ValueError for anything else.
+    """
+    body = message["body"].encode() if "body" in message else b64decode(message["body_base64"])
+    return Stored(message["seq"], message["subject"], message["headers"], 0, body)
+
+
+def ends_batch(stored: Stored) -> bool:
+    """Whether what was written together ends with this message: a batch, or it was alone."""
+    return BATCH_ID not in stored.headers or BATCH_COMMIT in stored.headers
+
+
+async def message_at(nc: Client, stream: str, seq: int) -> Stored | None:
+    """The message at a sequence as the stream's leader has it, None when there is none; its time
+    is not told (0). Raises StoreUnavailable."""
+    answer = await call(nc, f"STREAM.MSG.GET.{stream}", {"seq": seq})
+    error = answer.get("error")
+    if error is None:
+        message = answer["message"]
+        body = b64decode(message.get("data", ""))
+        return Stored(message["seq"], message["subject"], stored_headers(message), 0, body)
+    if error.get("err_code") == _NO_MESSAGE:
+        return None
+    raise StoreUnavailable(f"{stream} cannot be read: {error.get('description')}")
 
 
 async def scan(

@@ -32,6 +32,9 @@ EVENT_BYTES_MAX = 900_000
 BATCH_MESSAGES_MAX = 1_000
 """Messages in one atomic batch: nats-server's default limit (`jetstream.limits.batch.max_msgs`)."""
 
+RESTORING = "ledger.restoring"
+"""In the metadata of a stream that is being filled from a backup: nothing else may use it yet."""
+
 _DUPLICATE_WINDOW_NS = 120_000_000_000
 _NOT_FOUND = 10059
 
@@ -189,6 +192,8 @@ def differences(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> list[str]
         found.append(f"subject_transform: is {_shown(live['subject_transform'])}, has to be absent")
     if live.get("persist_mode") == "async":
         found.append("persist_mode: is async, has to be the default")
+    if (live.get("metadata") or {}).get(RESTORING):
+        found.append("it is being restored: run `convo restore` to its end, the same way as before")
     partitions = (live.get("metadata") or {}).get("ledger.partitions")
     if partitions != wanted["metadata"]["ledger.partitions"]:
         found.append(

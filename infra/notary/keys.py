@@ -31,6 +31,24 @@ class KeyUnusable(Exception):
     """The key on disk cannot be used; the message says what to do."""
 
 
+def copy_keys(source: Path, target: Path) -> bool:
+    """Copies the key, private and public, into a folder that only its owner may enter.
+
+    Returns False when there is none to copy. Raises OSError.
+    """
+    if not (source / KEY_FILE).exists():
+        return False
+    target.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for name, mode in ((KEY_FILE, 0o600), (PUBLIC_FILE, 0o644)):
+        if (source / name).exists():
+            descriptor = os.open(target / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write((source / name).read_bytes())
+                file.flush()
+                os.fsync(file.fileno())
+    return True
+
+
 class KeyFolder:
     """The keys in one folder."""
 

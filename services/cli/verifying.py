@@ -102,7 +102,7 @@ def everything(client: Client, pinned: PublicKey | None) -> None:
         )
     else:
         for each in checks:
-            output.show(_partition(each, pinned))
+            output.show(partition_lines(each, pinned))
     if not valid:
         raise CommandFailed(NOT_VALID)
 
@@ -125,7 +125,8 @@ async def _everything(client: Client, pinned: PublicKey | None) -> list[Partitio
     return checks
 
 
-def _partition(check: PartitionCheck, pinned: PublicKey | None) -> Iterator[str]:
+def partition_lines(check: PartitionCheck, pinned: PublicKey | None) -> Iterator[str]:
+    """What was found in a partition, for a person."""
     what = (
         f"{check.stream}, {_count(check.events, 'event')} of "
         f"{_count(check.conversations, 'conversation')}, {_count(check.checkpoints, 'checkpoint')}"

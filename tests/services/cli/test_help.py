@@ -45,6 +45,8 @@ CONTRACT = [
     "rebuild",
     "export-parquet",
     "tail",
+    "backup",
+    "restore",
     "status",
     "doctor",
 ]

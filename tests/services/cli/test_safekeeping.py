@@ -1,0 +1,125 @@
+"""`convo backup` and `convo restore`, as an operator types them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from infra.server import EmbeddedServer
+from infra.settings import Settings
+from services.bootstrap import running
+from tests.services.cli.conftest import Convo, answer, beside, complaint
+
+
+@pytest.fixture
+def copy(convo: Convo, ledger: str, tmp_path: Path) -> Path:
+    """A backup of a ledger with a conversation in it."""
+    convo("init", "c-1", "ada")
+    convo("append", "c-1", "user", "Where is my order?")
+    assert convo("backup", tmp_path / "copy").exit_code == 0
+    return tmp_path / "copy"
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No server is named any more: commands that need one start it."""
+    monkeypatch.delenv("CONVO_NATS_URL")
+
+
+def test_backup_says_what_is_new(convo: Convo, ledger: str, copy: Path) -> None:
+    convo("append", "c-1", "assistant", "It ships today.")
+
+    found = answer(convo("backup", copy, "--json"))
+    told = convo("backup", copy)
+
+    [events] = [each for each in found["streams"] if each["stream"] == "CONVO-EVENTS-0"]
+    assert events["added"] == 1
+    assert found["positions"] == {"0": events["last_seq"]}
+    assert "CONVO-EVENTS-0   0 new (0 bytes), up to sequence" in told.stdout
+
+
+def test_restore_into_a_data_directory(
+    convo: Convo, copy: Path, alone: None, tmp_path: Path
+) -> None:
+    result = convo("restore", copy, "--data", tmp_path / "new")
+
+    assert result.exit_code == 0, result.output
+    assert "restored and verified" in result.stdout
+    assert "valid: CONVO-EVENTS-0" in result.stdout
+    again = answer(convo("restore", copy, "--check", "--json"))
+    assert again["valid"] is True
+
+
+def test_restore_into_a_server_that_was_named(
+    convo: Convo, copy: Path, alone: None, tmp_path: Path
+) -> None:
+    server = EmbeddedServer(tmp_path / "new")
+    with beside(server):
+        assert convo("restore", copy, "--nats", server.url).exit_code == 0
+        assert convo("verify", "--all", "--nats", server.url).exit_code == 0
+        again = complaint(convo("restore", copy, "--nats", server.url), 1)
+        with beside(running(Settings(data_dir=tmp_path), ("queries",), url=server.url)):
+            shown = convo("messages", "c-1", "--nats", server.url)
+    assert "a restore never writes over one" in again
+    assert "Where is my order?" in shown.stdout
+
+
+def test_restore_where_services_answer_is_refused(convo: Convo, ledger: str, copy: Path) -> None:
+    said = complaint(convo("restore", copy), 1)
+
+    assert "services answer on this server (convo-analytics" in said
+    assert "stop them" in said
+
+
+@pytest.fixture
+def damaged(copy: Path) -> Path:
+    """The same backup with one bit turned."""
+    file = copy / "CONVO-EVENTS-0" / "000000000000001.jsonl.gz"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    return copy
+
+
+def test_a_damaged_backup_is_refused_before_anything_is_made(
+    convo: Convo, damaged: Path, alone: None, tmp_path: Path
+) -> None:
+    said = complaint(convo("restore", damaged, "--data", tmp_path / "new"), 1)
+
+    assert "the bytes of CONVO-EVENTS-0/000000000000001.jsonl.gz have been changed" in said
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_is_no_backup(convo: Convo, ledger: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+
+    assert "holds no backup" in complaint(convo("restore", tmp_path, "--check"), 1)
+    assert "holds files, and no backup" in complaint(convo("backup", tmp_path), 1)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_the_notarys_key_goes_along_where_that_is_asked_for(
+    convo: Convo, ledger: str, store_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    convo("init", "c-keys", "ada")
+    key = (store_dir / "notary" / "notary.key").read_bytes()
+    convo("backup", tmp_path / "without", "--data", store_dir)
+    convo("backup", tmp_path / "with", "--keys", "--data", store_dir)
+    monkeypatch.delenv("CONVO_NATS_URL")
+
+    assert convo("restore", tmp_path / "with", "--data", tmp_path / "new").exit_code == 0
+
+    assert not (tmp_path / "without" / "notary").exists()
+    restored = tmp_path / "new" / "notary" / "notary.key"
+    assert restored.read_bytes() == key
+    for path in (restored, tmp_path / "with" / "notary" / "notary.key"):
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_every_line_of_a_backup_is_readable_json(copy: Path) -> None:
+    with gzip.open(copy / "CONVO-EVENTS-0" / "000000000000001.jsonl.gz") as lines:
+        first = json.loads(next(iter(lines)))
+    assert set(first) == {"seq", "subject", "time", "headers", "body"}
+    assert json.loads(first["body"])["type"] == "ConversationStarted"
