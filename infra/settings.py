@@ -113,6 +113,15 @@ class Settings(BaseSettings):
     """Where any DuckDB client may attach the tables, to read; not served when unset."""
     quack_host: str = "127.0.0.1"
     quack_token: SecretStr | None = Field(default=None, min_length=8)
+    model_url: str | None = None
+    """Of an OpenAI-compatible API (up to and with /v1); without it the responder echoes."""
+    model: str | None = None
+    """Asked for where a conversation names none."""
+    model_key: SecretStr | None = None
+    model_messages: int = Field(default=20, ge=1, le=1_000)
+    """How many of the last messages the model is told."""
+    model_timeout: Duration = timedelta(seconds=45)
+    """The responder ends an answer of which the model has said nothing for so long."""
     gateway_port: int = Field(default=8080, ge=0, le=65_535)
     """Of HTTP and WebSockets; 0 takes a free one."""
     gateway_host: str = "127.0.0.1"
@@ -176,6 +185,15 @@ class Settings(BaseSettings):
                 raise ValueError(msg)
         return url
 
+    @field_validator("model_url")
+    @classmethod
+    def _model_url_is_usable(cls, url: str | None) -> str | None:
+        parts = urlsplit(url or "")
+        if url is not None and (parts.scheme not in {"http", "https"} or not parts.hostname):
+            msg = "write it as http://HOST:PORT/v1 or https://HOST/v1"
+            raise ValueError(msg)
+        return url
+
     @field_validator("nats_creds", "nats_tls_ca", "nats_tls_cert", "nats_tls_key")
     @classmethod
     def _file_is_there(cls, path: Path | None) -> Path | None:
@@ -198,6 +216,9 @@ class Settings(BaseSettings):
             raise ValueError(msg)
         if self.quack_port is not None and self.quack_token is None:
             msg = "quack_port needs quack_token, which every client has to know: set it too"
+            raise ValueError(msg)
+        if (self.model_url is None) != (self.model is None):
+            msg = "model_url and model go together: set both, or neither for the echo"
             raise ValueError(msg)
         return self
 

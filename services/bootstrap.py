@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CLIENTS = ("gateway",)
+CLIENTS = ("gateway", "responder")
 """Services that are clients of the others: they need a NATS server, and no store."""
 
 SERVICES = (
@@ -52,7 +52,7 @@ SERVICES = (
 )
 """What `serve` can run."""
 
-ANSWERING = ("commands", "queries", "audit", "analytics", "directory")
+ANSWERING = ("commands", "queries", "audit", "analytics", "directory", "responder")
 """Those of them that answer requests, as NATS micro services; the others only do their work."""
 
 STORE_WITHIN_S = 30.0
@@ -183,6 +183,10 @@ async def serve(settings: Settings, services: Sequence[str], *, url: str) -> Non
             from services.gateway.serving import running as gateway  # noqa: PLC0415 (FastAPI)
 
             await stack.enter_async_context(gateway(settings, url=url))
+        if "responder" in services:
+            from services.responder import running as responder  # noqa: PLC0415 (openai)
+
+            await stack.enter_async_context(responder(settings, url=url))
         log.info("serving %s", ", ".join(services))
         _tune_garbage_collection()
         await stop.wait()

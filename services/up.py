@@ -31,6 +31,7 @@ BESIDE = {
     "analytics": (*WORKER[:-2], "analytics"),
     "directory": (*WORKER[:-2], "directory", "sweeper"),
     "gateway": (*WORKER[:-2], "gateway"),
+    "responder": (*WORKER[:-2], "responder"),
 }
 """Further processes by name, each running services of its own. The ledger is ready without them."""
 

@@ -59,6 +59,7 @@ from services.queries import (
     StateQuery,
     UsageQuery,
 )
+from services.responder import running as responding
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "docs" / "samples"
@@ -423,6 +424,7 @@ async def ledger(data_dir: Path) -> AsyncIterator[str]:
     async with (
         EmbeddedServer(data_dir) as server,
         running(Settings(data_dir=data_dir), SERVICES, url=server.url),
+        responding(Settings(), url=server.url),
     ):
         yield server.url
 

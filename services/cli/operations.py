@@ -22,6 +22,7 @@ SERVICES = (
     "analytics",
     "directory",
     "gateway",
+    "responder",
 )
 
 data_option = click.option(

@@ -26,12 +26,11 @@ from services.cli.requests import (
     settings_of,
     write_headers,
 )
+from services.gathering import Pieces, gathered
 
 if TYPE_CHECKING:
     from nats.aio.client import Client as Connection
 
-GATHER_S: Final = 0.2
-CHUNKS_MAX: Final = 5
 READ_BYTES: Final = 16_384
 
 
@@ -94,7 +93,7 @@ async def say(
         await reply.start(beginning)
         try:
             pieces = _pieces(source)
-            while texts := await _gathered(pieces):
+            while texts := await gathered(pieces):
                 await reply.write(texts)
             return await reply.finish(ending)
         except asyncio.CancelledError:
@@ -111,11 +110,11 @@ async def say(
             raise
 
 
-def _pieces(source: BinaryIO) -> asyncio.Queue[str | UnicodeDecodeError | None]:
+def _pieces(source: BinaryIO) -> Pieces:
     """What is read, piece by piece, as it comes; None at the end. Read by a thread, which is left
     where it waits when nobody wants more."""
     loop = asyncio.get_running_loop()
-    pieces: asyncio.Queue[str | UnicodeDecodeError | None] = asyncio.Queue()
+    pieces: Pieces = asyncio.Queue()
     decoder = codecs.getincrementaldecoder("utf-8")()
 
     def put(piece: str | UnicodeDecodeError | None) -> None:
@@ -141,24 +140,3 @@ def _read_some(source: BinaryIO) -> bytes:
         return os.read(source.fileno(), READ_BYTES)
     except OSError:  # no file behind it
         return source.read(READ_BYTES)
-
-
-async def _gathered(pieces: asyncio.Queue[str | UnicodeDecodeError | None]) -> list[str]:
-    """The next pieces, at most five and those of 200 ms; none at the end."""
-    texts: list[str] = []
-    loop = asyncio.get_running_loop()
-    until = None
-    while len(texts) < CHUNKS_MAX:
-        try:
-            async with asyncio.timeout_at(until):
-                piece = await pieces.get()
-        except TimeoutError:
-            break
-        if isinstance(piece, UnicodeDecodeError):
-            raise piece
-        if piece is None:
-            pieces.put_nowait(None)
-            break
-        texts.append(piece)
-        until = until or loop.time() + GATHER_S
-    return texts

@@ -22,6 +22,7 @@ from infra.server import EmbeddedServer, free_port
 from infra.settings import Settings
 from services.bootstrap import SERVICES, running
 from services.cli.app import convo as command
+from services.responder import running as responding
 
 Convo = Callable[..., Result]
 Write = Callable[..., Path]
@@ -54,7 +55,10 @@ def server_url(nats_server: EmbeddedServer) -> str:
 def ledger(server_url: str, store_dir: Path) -> Iterator[str]:
     """The URL of a server on which every service answers."""
     settings = Settings(data_dir=store_dir, checkpoint_every="1s")
-    with beside(running(settings, SERVICES, url=server_url)):
+    with (
+        beside(running(settings, SERVICES, url=server_url)),
+        beside(responding(settings, url=server_url)),
+    ):
         yield server_url
 
 
