@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime
 TOOLS := $(VENV)/.tools
+PEERS := $(VENV)/.peers
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ARGS ?=
 
@@ -36,7 +37,7 @@ format: $(TOOLS) ## write the format, mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix-only .
 	@$(BIN)/ruff format .
 
-bench: $(TOOLS) ## measure appends and reads beside a bare echo service
+bench: $(PEERS) ## measure appends and reads beside an echo service and beside other stores
 	@exec $(BIN)/python -m tests.benchmarks $(ARGS)
 
 cluster: $(RUNTIME) ## three NATS servers on loopback (R3), in the foreground
@@ -50,6 +51,7 @@ lock: $(TOOLS) ## write the lock files anew
 	@$(VENV)/lock/bin/python -m pip install --quiet --disable-pip-version-check pip-tools
 	@$(COMPILE) --output-file requirements.lock pyproject.toml
 	@$(COMPILE) --constraint requirements.lock --extra dev --output-file requirements-dev.lock pyproject.toml
+	@$(COMPILE) --output-file requirements-peers.lock tests/benchmarks/peers/requirements.in
 
 clean: ## remove what was installed and cached; the ledger's own directory (./data) stays
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -75,4 +77,11 @@ $(RUNTIME): requirements.lock pyproject.toml | $(BIN)/python
 
 $(TOOLS): requirements-dev.lock $(RUNTIME)
 	@$(PIP_INSTALL) --require-hashes --requirement requirements-dev.lock
+	@touch $@
+
+# What the benchmark compares with, in an environment of its own; without it the benchmark does without.
+$(PEERS): requirements-peers.lock $(TOOLS)
+	@$(BIN)/python -m venv $(VENV)/peers
+	@$(VENV)/peers/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	  --requirement requirements-peers.lock || echo "Some peers cannot be installed here; they are left out." >&2
 	@touch $@

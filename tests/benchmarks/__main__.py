@@ -14,13 +14,14 @@ from pathlib import Path
 
 from infra.jetstream.errors import StoreUnavailable
 from infra.server import ServerFailed
-from tests.benchmarks import profiling, report
+from tests.benchmarks import goals, profiling, report
 from tests.benchmarks.figures import errors_of
 from tests.benchmarks.load import LoadFailed
 from tests.benchmarks.measuring import Measurement
 from tests.benchmarks.metering import load_average
+from tests.benchmarks.peers.process import peers
 from tests.benchmarks.stage import ROOT, StageFailed, load_process, stage
-from tests.benchmarks.workloads import USUAL, WORKLOADS, Case, Plan
+from tests.benchmarks.workloads import USUAL, USUAL_OF_PEERS, WORKLOADS, Case, Plan
 
 RESULTS = ROOT / "bench-results"
 """Git-ignored; the store is here too while it runs, so on the disk that the checkout is on."""
@@ -38,12 +39,18 @@ class NotQuiet(Exception):
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks",
-        description="Measures the ledger beside a bare echo service, interleaved, in one run.",
+        description="Measures the ledger beside a bare echo service and beside what one would use "
+        "instead, interleaved, in one run.",
         epilog="operations: " + "; ".join(f"{w.name}: {w.what}" for w in WORKLOADS.values()),
     )
     parser.add_argument("--quick", action="store_true", help="one short round, half a minute")
     parser.add_argument(
         "--only", action="append", choices=list(WORKLOADS), help="this operation (repeatable)"
+    )
+    parser.add_argument(
+        "--peers",
+        action=argparse.BooleanOptionalAction,
+        help="measure what one would use instead, too (default: unless --quick or --only)",
     )
     parser.add_argument(
         "--concurrency", action="append", type=int, metavar="N", help="writers (repeatable)"
@@ -78,15 +85,20 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         for name in arguments.only or USUAL
         for concurrency in arguments.concurrency or USUAL[name]
     ]
-    usual = Plan(rounds=1, seconds=1.2, echo_seconds=0.8, warm_up_s=0.3)
+    usual = Plan(rounds=1, seconds=1.2, echo_seconds=0.8, peer_seconds=0.6)
     if not arguments.quick:
         usual = Plan()
+    with_peers = arguments.peers
+    if with_peers is None:
+        with_peers = not (arguments.quick or arguments.only)
     return Plan(
         cases=cases,
         rounds=arguments.rounds or usual.rounds,
         seconds=arguments.seconds or usual.seconds,
         echo_seconds=min(usual.echo_seconds, arguments.seconds or usual.seconds),
         warm_up_s=usual.warm_up_s,
+        peer_cases=USUAL_OF_PEERS if with_peers else (),
+        peer_seconds=min(usual.peer_seconds, arguments.seconds or usual.peer_seconds),
     )
 
 
@@ -113,11 +125,18 @@ async def bench(arguments: argparse.Namespace) -> int:
                 stages.append(await up.enter_async_context(beside))
             load = await up.enter_async_context(load_process())
             await profiler.attach(stages[0].watch("worker")["service"])
+            plan = plan_of(arguments)
+            others = []
+            if plan.peer_cases:
+                others = await up.enter_async_context(
+                    peers(folder / "peers", lambda words: print(words, flush=True))
+                )
             measurement = Measurement(
-                plan_of(arguments),
+                plan,
                 stages,
                 load,
                 lambda each: print(report.one_line(each), flush=True),
+                others,
             )
             try:
                 rows = await measurement.carry_out()
@@ -125,13 +144,18 @@ async def bench(arguments: argparse.Namespace) -> int:
                 await profiler.detach()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    comparison = report.comparison(measurement.measured)
-    print(f"\n{report.table(rows)}\n{comparison}\n{time.monotonic() - started:.0f} s.", flush=True)
+    told = [
+        report.table(rows),
+        report.comparison(measurement.measured),
+        goals.table(goals.judge(measurement.measured)),
+        f"{time.monotonic() - started:.0f} s.",
+    ]
+    print("\n" + "\n".join(filter(None, told)), flush=True)
     output = arguments.output or RESULTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
     report.write_json(output, circumstances, rows, measurement.measured)
     print(f"Written: {output}")
     if arguments.write_docs:
-        report.write_docs(arguments.write_docs, circumstances, rows)
+        report.write_docs(arguments.write_docs, circumstances, rows, measurement.measured)
         print(f"Written: {arguments.write_docs}")
     if arguments.profile:
         print(profiler.summary())

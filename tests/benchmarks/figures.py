@@ -35,7 +35,7 @@ class Measured:
 
     @classmethod
     def of(cls, operation: str, concurrency: int, round_: int, load: Load) -> Measured:
-        thousands = load.replies / 1_000
+        thousands = max(load.replies, 1) / 1_000
         return cls(
             operation=operation,
             concurrency=concurrency,

@@ -25,6 +25,7 @@ REPLY_WITHIN_S = 30.0
 """A request without an answer for so long ends the measurement as failed."""
 
 _PREPARED_AT_ONCE = 256
+_BATCH_ID = b"BATCH-ID-OF-20-BYTES"
 
 Request = tuple[str, str]
 """Subject and body."""
@@ -37,7 +38,8 @@ class Order:
 
     It ends after `seconds`, or earlier with `requests_max` requests; `warm_up_s` before that are
     not counted. A reply without the text `ok` is an error. `watch` names the processes whose CPU
-    time and memory are read at the first and at the last moment.
+    time and memory are read at the first and at the last moment. With `batch` over 1 a request is
+    an atomic batch of so many copies of its message (ADR-50).
     """
 
     url: str
@@ -48,6 +50,7 @@ class Order:
     warm_up_s: float
     requests_max: int
     watch: dict[str, int] = field(default_factory=dict)
+    batch: int = 1
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Writers:
         self._until = 0.0
         self._left = 0
         self._open = 0
+        self._batches = time.time_ns()
         self._wire: Wire | None = None
         self._done = asyncio.Event()
         self.latencies = array("d")
@@ -118,8 +122,8 @@ class Writers:
         self._until = started + seconds
         self._open = min(len(requests), requests_max)
         self._left = requests_max - self._open
-        for frame in self._frames[: self._open]:
-            self._wire.send(frame)
+        for writer in range(self._open):
+            self._wire.send(self._next(writer))
         self._wire.flush()
         await self._answered()
         return time.perf_counter() - started
@@ -139,10 +143,33 @@ class Writers:
             if len(self.latencies) == replies and not self._done.is_set():
                 raise LoadFailed(f"{self._open} requests got no answer in {REPLY_WITHIN_S:g} s")
 
+    def _next(self, writer: int) -> bytes:
+        frame = self._frames[writer]
+        if self._order.batch == 1:
+            return frame
+        self._batches += 1  # no two batches under one id
+        return frame.replace(_BATCH_ID, b"%0*d" % (len(_BATCH_ID), self._batches))
+
     def _frame(self, writer: int, subject: str, body: str) -> bytes:
         payload = body.encode()
+        if self._order.batch > 1:
+            return self._batch(writer, subject.encode(), payload)
         head = b"PUB %b %b%d %d\r\n" % (subject.encode(), self._inbox, writer, len(payload))
         return head + payload + b"\r\n"
+
+    def _batch(self, writer: int, subject: bytes, payload: bytes) -> bytes:
+        frames = []
+        for number in range(1, self._order.batch + 1):
+            commits = number == self._order.batch
+            headers = b"NATS/1.0\r\nNats-Batch-Id: %b\r\nNats-Batch-Sequence: %d\r\n%b\r\n" % (
+                _BATCH_ID,
+                number,
+                b"Nats-Batch-Commit: 1\r\n" if commits else b"",
+            )
+            reply = b" %b%d" % (self._inbox, writer) if commits else b""
+            sizes = b"%d %d" % (len(headers), len(headers) + len(payload))
+            frames.append(b"HPUB %b%b %b\r\n%b%b\r\n" % (subject, reply, sizes, headers, payload))
+        return b"".join(frames)
 
     def _on_message(self, subject: bytes, _reply: bytes, headers: bytes, payload: bytes) -> None:
         now = time.perf_counter()
@@ -157,7 +184,7 @@ class Writers:
             self._left -= 1
             self._sent_at[writer] = now
             assert self._wire is not None
-            self._wire.send(self._frames[writer])
+            self._wire.send(self._next(writer))
         else:
             self._open -= 1
             if self._open == 0:

@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 
 from tests.benchmarks.figures import Measured, Row, row
 from tests.benchmarks.load import Order
+from tests.benchmarks.peers.driver import PeerOrder
+from tests.benchmarks.peers.process import PeerProcess
 from tests.benchmarks.stage import LoadProcess, Stage
-from tests.benchmarks.workloads import Plan, Workload
+from tests.benchmarks.workloads import BY, Plan, Workload
 
 Progress = Callable[[Measured], None]
 
@@ -16,17 +18,23 @@ Progress = Callable[[Measured], None]
 class Measurement:
     """Carries a plan out on one stage or several (one per checkout that is compared).
 
-    Rounds are interleaved: in each, every operation is measured on each stage, then its echo, so
-    that whatever else the machine does meets all of them alike.
+    Rounds are interleaved: in each, every operation is measured on each stage, then its echo, then
+    the peers, so that whatever else the machine does meets all of them alike.
     """
 
     def __init__(
-        self, plan: Plan, stages: Sequence[Stage], load: LoadProcess, progress: Progress
+        self,
+        plan: Plan,
+        stages: Sequence[Stage],
+        load: LoadProcess,
+        progress: Progress,
+        peers: Sequence[PeerProcess] = (),
     ) -> None:
         self._plan = plan
         self._stages = stages
         self._load = load
         self._progress = progress
+        self._peers = peers
         self._runs = 0
         self.measured: list[Measured] = []
 
@@ -42,6 +50,9 @@ class Measurement:
                 if case.workload.ceiling is not None:
                     echo = case.workload.echo(reply_bytes)
                     await self._measure(self._stages[0], echo, case.concurrency, round_)
+            for peer in self._peers:
+                for operation, concurrency in self._plan.peer_cases:
+                    await self._measure_peer(peer, operation, concurrency, round_)
         return self._rows()
 
     def _on(self, workload: Workload) -> Sequence[Stage]:
@@ -63,12 +74,23 @@ class Measurement:
                 warm_up_s=plan.warm_up_s,
                 requests_max=plan.requests_max,
                 watch=stage.watch(workload.served_by),
+                batch=workload.batch,
             )
         )
         measured = Measured.of(_name(workload, stage), concurrency, round_, load)
         self.measured.append(measured)
         self._progress(measured)
         return measured
+
+    async def _measure_peer(
+        self, peer: PeerProcess, operation: str, concurrency: int, round_: int
+    ) -> None:
+        load = await peer.carry_out(
+            PeerOrder(operation, concurrency, self._plan.peer_seconds, self._plan.warm_up_s)
+        )
+        measured = Measured.of(f"{operation}{BY}{peer.name}", concurrency, round_, load)
+        self.measured.append(measured)
+        self._progress(measured)
 
     def _rows(self) -> list[Row]:
         rows: list[Row] = []
@@ -80,6 +102,9 @@ class Measurement:
             for stage in self._on(case.workload):
                 name = _name(case.workload, stage)
                 rows.append(row(self._all(name, case.concurrency), echoes))
+        for peer in self._peers:
+            for operation, concurrency in self._plan.peer_cases:
+                rows.append(row(self._all(f"{operation}{BY}{peer.name}", concurrency)))
         return rows
 
     def _all(self, operation: str, concurrency: int) -> list[Measured]:

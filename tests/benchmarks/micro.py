@@ -34,7 +34,7 @@ from infra.jetstream.envelope import (
 from projections.state import ConversationView
 from services.commands import PREFIX
 from services.endpoint import conversation_of
-from tests.benchmarks.workloads import text
+from tests.benchmarks.texts import text
 
 REPEATS = 7
 LIMITS = Limits()

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
+from tests.benchmarks import goals
 from tests.benchmarks.figures import PROCESSES, Measured, Row
 from tests.benchmarks.metering import load_average
 
@@ -132,14 +133,19 @@ def write_json(
     path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
-def write_docs(path: Path, circumstances: Circumstances, rows: Sequence[Row]) -> None:
+def write_docs(
+    path: Path, circumstances: Circumstances, rows: Sequence[Row], measured: Sequence[Measured]
+) -> None:
     """Replaces what is between the marks of a Markdown file. DocsWithoutMarks."""
     text = path.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise DocsWithoutMarks(f"{path} has no lines {BEGIN!r} and {END!r} around its table")
-    figures = f"\n\n{circumstances.sentence()}\n\n{markdown(rows)}\n\n"
+    parts = [circumstances.sentence(), markdown(rows)]
+    if judged := goals.judge(measured):
+        parts += ["Each line is the median of its rounds:", goals.markdown(judged)]
+    figures = "\n\n" + "\n\n".join(parts) + "\n\n"
     path.write_text(before + BEGIN + figures + END + after, encoding="utf-8")
 
 

@@ -24,7 +24,7 @@ from infra.server import EmbeddedServer
 from infra.settings import PREFIX, Settings, variable
 from infra.supervision import Child, Program, State, Supervisor
 from services.up import ANSWERING, WORKER
-from tests.benchmarks import echo
+from tests.benchmarks import echo, naive
 from tests.benchmarks.load import Load, LoadFailed, Order
 from tests.benchmarks.workloads import PUBLISH, Service
 
@@ -40,7 +40,7 @@ class StageFailed(Exception):
 
 @dataclass(frozen=True)
 class Stage:
-    """What is up: a server, a worker of the program in `root`, and the two echo services."""
+    """What is up: a server, a worker of the program in `root`, two echo services, the naive one."""
 
     name: str
     root: Path
@@ -77,11 +77,13 @@ async def stage(
         url = server.url
         ours = _environment(url, ROOT)
         worker = (*interpreter, *WORKER[2:]) if interpreter else WORKER
-        listen = (sys.executable, "-P", "-m", echo.__name__, url)
+        python = (sys.executable, "-P", "-m")
+        listen = (*python, echo.__name__, url)
         programs: dict[Service, Program] = {
             "worker": _program(folder, "worker", worker, _environment(url, root)),
             "echo": _program(folder, "echo", listen, ours),
             "bare": _program(folder, "bare", (*listen, "bare"), ours),
+            "naive": _program(folder, "naive", (*python, naive.__name__, url), ours),
         }
         services = {
             service: supervisor.start(program, keep=False) for service, program in programs.items()
@@ -92,12 +94,13 @@ async def stage(
                 await _answering(client, f"$SRV.PING.{service}", services["worker"])
             await _answering(client, f"{echo.ECHO}.ready", services["echo"])
             await _answering(client, f"{echo.BARE}.ready", services["bare"])
+            await _answering(client, f"{naive.APPEND}.ready", services["naive"])
             await ensure(client, PUBLISH)
         finally:
             await client.close()
         yield Stage(name, root, url, server, services)
     finally:
-        await supervisor.stop(["worker", "echo", "bare"])
+        await supervisor.stop(["worker", "echo", "bare", "naive"])
         await server.stop()
 
 

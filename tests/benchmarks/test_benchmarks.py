@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,15 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.benchmarks import micro, report
+from tests.benchmarks import goals, micro, report
 from tests.benchmarks.figures import Measured, Row, errors_of, row
 from tests.benchmarks.load import LoadFailed
 from tests.benchmarks.measuring import Measurement
+from tests.benchmarks.peers.process import peers
 from tests.benchmarks.stage import load_process, stage
-from tests.benchmarks.workloads import USUAL, WORKLOADS, Case, Plan, Workload
+from tests.benchmarks.workloads import WORKLOADS, Case, Plan, Workload
+
+PYTHON = Path(sys.executable)
 
 PLAN = Plan(
     cases=[Case(workload, 4) for workload in WORKLOADS.values()],
@@ -52,17 +56,20 @@ async def test_every_operation_gives_a_row_behind_that_of_its_echo(
     assert [each.operation for each in rows] == [
         "bare",
         "publish",
+        "batch",
         *(
             operation
             for name in ("append", "append-one", "turn", "messages")
             for operation in (f"echo of {name}", name)
         ),
+        "import",
+        "append: a naive JetStream service",
     ]
     assert all(each.requests == 60 for each in measured)
     assert all(each.per_s > 0 and each.p99_ms >= each.p50_ms > 0 for each in rows)
     assert all(each.cpu_s_per_1000.keys() == each.peak_mb.keys() for each in rows)
     assert {each.operation: each.of_ceiling is None for each in rows} == {
-        each.operation: each.operation not in USUAL or each.operation in {"bare", "publish"}
+        each.operation: each.operation not in {"append", "append-one", "turn", "messages"}
         for each in rows
     }
 
@@ -95,6 +102,38 @@ async def test_a_refused_preparation_ends_the_measurement(measure: Measure) -> N
         await measure(plan)
 
 
+async def test_peers_are_measured_in_the_same_rounds_and_absent_ones_are_named(
+    tmp_path: Path,
+) -> None:
+    names = ["plain SQLite", "eventsourcing on SQLite", "UmaDB"]  # only the last is not installed
+    said: list[str] = []
+    plan = replace(PLAN, cases=[], peer_cases=[("append", 3), ("messages", 2)], peer_seconds=0.2)
+
+    async with (
+        load_process() as load,
+        peers(tmp_path, said.append, interpreter=PYTHON, names=names) as others,
+    ):
+        measurement = Measurement(plan, [], load, lambda _measured: None, others)
+        rows = await measurement.carry_out()
+
+    assert errors_of(measurement.measured) == []
+    assert [each.operation for each in rows] == [
+        f"{operation}: {name}" for name in names[:2] for operation in ("append", "messages")
+    ]
+    assert all(each.per_s > 0 and each.p99_ms >= each.p50_ms > 0 for each in rows)
+    assert said == ["Left out: UmaDB: No module named 'umadb'"]
+
+
+def test_a_goal_is_judged_by_the_median_of_its_rounds() -> None:
+    ours = [made("append", rate, round_) for round_, rate in enumerate([100.0, 300.0, 200.0])]
+    other = [made("append: UmaDB", 100.0, round_) for round_ in range(3)]
+
+    [judged] = goals.judge(ours + other)
+
+    assert (judged.measured, judged.spread, judged.met) == (2.0, (1.0, 3.0), True)
+    assert "append alone / UmaDB" in goals.table([judged])
+
+
 def test_a_row_holds_medians_and_the_ratio_to_the_echo_of_the_same_round() -> None:
     rates, echo_rates = [10.0, 40.0, 20.0], [100.0, 80.0, 100.0]
 
@@ -122,8 +161,8 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     docs.write_text(f"above\n{report.BEGIN}\nold\n{report.END}\nbelow\n", encoding="utf-8")
 
     report.write_json(tmp_path / "run" / "figures.json", here, rows, measured)
-    report.write_docs(docs, here, rows)
-    report.write_docs(docs, here, rows)
+    report.write_docs(docs, here, rows, measured)
+    report.write_docs(docs, here, rows, measured)
 
     kept = json.loads((tmp_path / "run" / "figures.json").read_text(encoding="utf-8"))
     assert kept["rows"][0]["per_s"] == kept["measured"][0]["per_s"] == 10.0
@@ -139,7 +178,9 @@ def test_docs_without_marks_are_left_alone(tmp_path: Path) -> None:
     docs.write_text("no marks", encoding="utf-8")
 
     with pytest.raises(report.DocsWithoutMarks):
-        report.write_docs(docs, report.Circumstances.here(tmp_path), [row([made("append", 1, 1)])])
+        report.write_docs(
+            docs, report.Circumstances.here(tmp_path), [row([made("append", 1, 1)])], []
+        )
 
     assert docs.read_text(encoding="utf-8") == "no marks"
 

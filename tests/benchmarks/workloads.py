@@ -8,38 +8,34 @@ nor compression is flattered.
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from infra.jetstream.topology import Topology
-from tests.benchmarks import echo
+from tests.benchmarks import echo, naive
 from tests.benchmarks.load import Request
+from tests.benchmarks.texts import text
 
-CHARS = 215
 WINDOW_MESSAGES = 60
 """Imported before the window is read: more than it holds."""
 
 PUBLISH = Topology(stream="BENCH", prefix="bench.publish")
 """A stream like the ledger's, to publish to without any service."""
 
-_SENTENCE = (
-    "the quick brown fox jumps over a lazy dog while tokens are counted and somebody asks whether "
-    "that model answers what was meant by its user on an ordinary day in this conversation about "
-    "weather travel code music prices letters and every other thing that people like to discuss"
-)
-_WORDS = _SENTENCE.split()
+BATCH = 1_000
+"""Events in one raw atomic batch: as many as the server takes."""
 
-Service = Literal["worker", "echo", "bare", "none"]
+IMPORTED = 500
+"""Messages in one `import` command: as many as the contract allows."""
+
+Service = Literal["worker", "echo", "bare", "naive", "none"]
+
+BY = ": "
+"""Between an operation and the peer that carries it out, in a measurement's name."""
+
 Requests = Callable[[str, int], list[Request]]
 """Of a run (a token for subjects) and a number of writers: one request for each writer."""
-
-
-def text(seed: int) -> str:
-    """A message's text: `CHARS` characters, the same for the same seed."""
-    chance = random.Random(seed)
-    return " ".join(chance.choice(_WORDS) for _ in range(CHARS // 2))[:CHARS]
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Workload:
 
     `prepare` makes, step by step, what the requests need. `served_by` is the process whose cost
     is read beside the server's. `ceiling` is the echo's subject that it is compared with, None
-    for what is itself a reference.
+    for what is itself a reference. `events` are those that one request writes.
     """
 
     name: str
@@ -58,6 +54,8 @@ class Workload:
     served_by: Service = "worker"
     ceiling: str | None = echo.ECHO
     ok: str = '"ok":true'
+    events: int = 1
+    batch: int = 1
 
     def echo(self, reply_bytes: int) -> Workload:
         """The same requests to the echo; it answers `reply_bytes` where the ceiling asks for it."""
@@ -97,10 +95,13 @@ class Plan:
 
     cases: Sequence[Case] = field(default_factory=list)
     rounds: int = 3
-    seconds: float = 3.0
-    echo_seconds: float = 1.5
-    warm_up_s: float = 0.4
+    seconds: float = 2.0
+    echo_seconds: float = 1.2
+    warm_up_s: float = 0.3
     requests_max: int = 1 << 40
+    peer_cases: Sequence[tuple[str, int]] = ()
+    """What is measured of each peer: operation and number of writers."""
+    peer_seconds: float = 1.0
 
 
 # -- the operations -------------------------------------------------------------------------------
@@ -155,6 +156,19 @@ def _fill_window(run: str, writers: int) -> list[Request]:
     return [(f"convo.cmd.{_conversation(run, writer)}.import", body) for writer in range(writers)]
 
 
+def _import(run: str, writers: int) -> list[Request]:
+    messages = [_message(n, ("user", "assistant")[n % 2]) for n in range(IMPORTED)]
+    body = json.dumps({"messages": messages, "mode": "append"})
+    return [(f"convo.cmd.{_conversation(run, writer)}.import", body) for writer in range(writers)]
+
+
+def _naive(run: str, writers: int) -> list[Request]:
+    return [
+        (f"{naive.APPEND}.{run}-{writer}", json.dumps(_message(writer)))
+        for writer in range(writers)
+    ]
+
+
 def _read_window(run: str, writers: int) -> list[Request]:
     return [(f"convo.get.{_conversation(run, writer)}.messages", "{}") for writer in range(writers)]
 
@@ -192,6 +206,16 @@ WORKLOADS = {
             ok='{"stream"',
         ),
         Workload(
+            name="batch",
+            what="1,000 such publishes as one atomic batch, without a service",
+            requests=_publish,
+            served_by="none",
+            ceiling=None,
+            ok=f'"count":{BATCH}',
+            events=BATCH,
+            batch=BATCH,
+        ),
+        Workload(
             name="append",
             what="one message, each writer to a conversation of its own",
             requests=_append,
@@ -216,6 +240,21 @@ WORKLOADS = {
             prepare=[_init, _fill_window],
             ceiling=echo.SAME,
         ),
+        Workload(
+            name="import",
+            what="500 messages in one command, all or nothing",
+            requests=_import,
+            prepare=[_init],
+            ceiling=None,
+            events=IMPORTED,
+        ),
+        Workload(
+            name=f"append{BY}a naive JetStream service",
+            what="one awaited publish with compare-and-set per command, nothing else",
+            requests=_naive,
+            served_by="naive",
+            ceiling=None,
+        ),
     )
 }
 
@@ -225,6 +264,12 @@ USUAL = {
     "append": (1, 16, 256, 1024),
     "append-one": (64,),
     "turn": (256,),
-    "messages": (16,),
+    "messages": (1, 16),
+    "batch": (4,),
+    "import": (8,),
+    f"append{BY}a naive JetStream service": (1, 16, 256),
 }
 """At how many writers each is measured when nothing else is said."""
+
+USUAL_OF_PEERS = (("append", 1), ("append", 16), ("append", 256), ("messages", 16))
+"""The same for those that a user would pick instead."""
