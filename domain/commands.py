@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import UTC, datetime
+from itertools import islice
 from math import isinf
 from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
 
@@ -37,6 +38,8 @@ TOKENS_MAX = 2**53
 INDEX_MAX = 2**53
 # How deeply a request may be nested, so that what stores or repeats it stays within every reader.
 DEPTH_MAX = 64
+# Keys and list items in one request, at every level: a worker reads one request at a time.
+VALUES_MAX = 100_000
 
 _PROBLEMS_MAX = 20
 _FIELD_CHARS_MAX = 200
@@ -355,6 +358,11 @@ COMMANDS: Final[dict[str, type[Command]]] = {
 }
 
 
+_FIELDS: Final = frozenset(
+    {"type"}.union(*(model.model_fields for model in (NewMessage, TokenUse, *COMMANDS.values())))
+)
+
+
 # -- reading ------------------------------------------------------------------------------------
 
 
@@ -380,7 +388,7 @@ def parse_as(model: type[ModelT], what: str, body: bytes) -> ModelT:
     try:
         return model.model_validate(request)
     except ValidationError as error:
-        problems = _problems(error)
+        problems = _problems(error if error.error_count() <= 100 else _fewer(model, request))
         first = problems[0]
         where = f"{what}: {first['field']}" if first["field"] else what
         raise InvalidRequest(
@@ -395,13 +403,15 @@ def parse_object(body: bytes) -> JSONObject:
     """
     if not body:
         return {}
+    if len(body) > VALUES_MAX * 4 and _keys_seem_too_many(body):
+        raise _too_many_values()
     try:
         request = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise InvalidRequest(f"the body must be one JSON object in UTF-8: {error}") from None
     if not isinstance(request, dict):
         raise InvalidRequest("the body must be a JSON object, such as {}")
-    keys = _keys_within(request, 1)
+    keys, _ = _counted(request, 1, VALUES_MAX)
     # A key is followed by one colon, so that as many colons as keys leave no room for a second
     # key of the same name. The fast count first: it is right unless a text holds a colon.
     if body.count(b":") != keys and len(_KEY_ENDS.findall(body)) != keys:
@@ -412,13 +422,32 @@ def parse_object(body: bytes) -> JSONObject:
 _KEY_ENDS = re.compile(rb'"\s*:')
 
 
-def _keys_within(value: dict[str, Any] | list[Any], depth: int) -> int:
-    """Returns how many keys the value has at every level.
+def _keys_seem_too_many(body: bytes) -> bool:
+    """Says so before anything is parsed. Escaped quotes, as of JSON within a text, do not count."""
+    return any(count >= VALUES_MAX for count, _ in enumerate(_BARE_KEY_ENDS.finditer(body)))
 
-    Raises InvalidRequest where it is nested too deeply or holds a number that became infinite.
+
+_BARE_KEY_ENDS = re.compile(rb'(?<!\\)"\s*:')
+
+
+def _too_many_values() -> InvalidRequest:
+    return InvalidRequest(
+        f"the body may have at most {VALUES_MAX:,} fields and list items, at every level together: "
+        "send less at once"
+    )
+
+
+def _counted(value: dict[str, Any] | list[Any], depth: int, room: int) -> tuple[int, int]:
+    """Returns how many keys the value has at every level, and the room that is left for more.
+
+    Raises InvalidRequest where it is nested too deeply, has more keys and items than `room`, or
+    holds a number that became infinite.
     """
     if depth > DEPTH_MAX:
         raise InvalidRequest(f"the body may be nested at most {DEPTH_MAX} levels deep")
+    room -= len(value)
+    if room < 0:
+        raise _too_many_values()
     keys = 0
     values: Any = value
     if isinstance(value, dict):
@@ -426,10 +455,11 @@ def _keys_within(value: dict[str, Any] | list[Any], depth: int) -> int:
         values = value.values()
     for each in values:
         if isinstance(each, (dict, list)):
-            keys += _keys_within(each, depth + 1)
+            within, room = _counted(each, depth + 1, room)
+            keys += within
         elif isinstance(each, float) and isinf(each):
             raise InvalidRequest("a number in the body is beyond the range of a double")
-    return keys
+    return keys, room
 
 
 def _refuse_repeated_keys(body: bytes) -> None:
@@ -442,6 +472,28 @@ def _refuse_repeated_keys(body: bytes) -> None:
         return found
 
     json.loads(body.decode(), object_pairs_hook=once)
+
+
+def _fewer(model: type[BaseModel], request: JSONObject) -> ValidationError:
+    """Returns what is wrong with a request that has very many wrong fields, but for most of them.
+
+    To make a list of them all would hold up everybody else's requests.
+    """
+    try:
+        model.model_validate(_pruned(request, _FIELDS.union(model.model_fields)))
+    except ValidationError as error:
+        return error
+    raise AssertionError("a request is not right because it has fewer wrong fields")
+
+
+def _pruned(value: Any, known: frozenset[str]) -> Any:
+    """The same value with only the first few of the fields of each object that are not `known`."""
+    if isinstance(value, list):
+        return [_pruned(each, known) for each in value]
+    if not isinstance(value, dict):
+        return value
+    kept = known.union(islice((name for name in value if name not in known), _PROBLEMS_MAX))
+    return {name: _pruned(each, known) for name, each in value.items() if name in kept}
 
 
 def _problems(error: ValidationError) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic_core import to_json
 
-from domain.commands import COMMANDS, DEPTH_MAX, Command, parse_command
+from domain.commands import COMMANDS, DEPTH_MAX, VALUES_MAX, Command, parse_command
 from domain.errors import InvalidRequest
 
 VERBS = [
@@ -126,6 +126,36 @@ def test_nesting_is_taken_to_its_limit_and_not_beyond() -> None:
     assert str(DEPTH_MAX) in refused("append", nested(DEPTH_MAX + 1)).message
     refused("append", nested(150_000))
     refused("append", b'{"a":' * 100_000 + b"1" + b"}" * 100_000)
+
+
+def test_fields_and_items_are_taken_to_their_limit_and_not_beyond() -> None:
+    def body(keys: int, items: int = 0) -> bytes:
+        metadata = dict.fromkeys(map(str, range(keys)), [0] * items)
+        return to_json({"role": "user", "content": "x", "metadata": metadata})
+
+    parse_command("append", body(VALUES_MAX - 3))
+    parse_command("append", body(1, VALUES_MAX - 4))
+
+    assert "100,000" in refused("append", body(VALUES_MAX)).message
+    assert "100,000" in refused("append", body(1, VALUES_MAX)).message
+    assert "100,000" in refused("append", body(VALUES_MAX // 2, 2)).message
+
+
+def test_json_within_a_text_counts_as_one_value() -> None:
+    arguments = to_json(dict.fromkeys(map(str, range(VALUES_MAX + 1)), 1)).decode()
+
+    parse_command("append", to_json({"role": "tool", "content": arguments}))
+
+
+def test_of_very_many_wrong_fields_the_first_are_named_like_of_a_few() -> None:
+    def problems(strange: int) -> Any:
+        message = {"role": "user", "colour": "red", **dict.fromkeys(map(str, range(strange)), 1)}
+        body = {"messages": [message] * 3, "mode": 7}
+        return refused("import", to_json(body)).details
+
+    assert problems(30_000) == problems(30)
+    assert problems(30)[0] == {"field": "messages.0.content", "problem": "is required"}
+    assert len(problems(30_000)) == 20
 
 
 @pytest.mark.parametrize(
