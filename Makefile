@@ -12,8 +12,9 @@ TOOLS := $(VENV)/.tools
 PEERS := $(VENV)/.peers
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ARGS ?=
+ROUNDS ?= long
 
-.PHONY: help run demo test check format bench cluster lock clean
+.PHONY: help run demo test check format bench faults cluster lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +40,9 @@ format: $(TOOLS) ## write the format, mend what ruff can mend
 
 bench: $(PEERS) ## measure appends and reads beside an echo service and beside other stores
 	@exec $(BIN)/python -m tests.benchmarks $(ARGS)
+
+faults: $(TOOLS) ## kills, power cuts, full disks, ... under load: an hour, or ROUNDS=short
+	@exec $(BIN)/python -m tests.faults $(if $(filter short,$(ROUNDS)),--short) $(ARGS)
 
 cluster: $(RUNTIME) ## three NATS servers on loopback (R3), in the foreground
 	@exec $(BIN)/python -m infra.deploy.cluster $(ARGS)

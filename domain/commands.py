@@ -358,9 +358,8 @@ COMMANDS: Final[dict[str, type[Command]]] = {
 }
 
 
-_FIELDS: Final = frozenset(
-    {"type"}.union(*(model.model_fields for model in (NewMessage, TokenUse, *COMMANDS.values())))
-)
+_MODELS: Final[tuple[type[BaseModel], ...]] = (NewMessage, TokenUse, *COMMANDS.values())
+_FIELDS: Final = frozenset({"type"}.union(*(model.model_fields for model in _MODELS)))
 
 
 # -- reading ------------------------------------------------------------------------------------

@@ -1,21 +1,17 @@
-"""A worker whose ledger is in the server's memory: the control of the kill tests.
+"""`convo` with a ledger that is in the server's memory: the control of the kills.
 
-Everything else is as in `convo serve commands queries`. What it acknowledges does not outlive the
-server, and a test that claims to notice a lost event has to notice that.
+Everything else is as it is. What it acknowledges does not outlive the server, and a program that
+claims to notice a lost event has to notice that.
 
-    python -m tests.faults.forgetful_worker NATS_URL
+    python -m tests.faults.forgetful ...     as `convo ...`
 """
 
 from __future__ import annotations
 
-import asyncio
-import sys
 from typing import Any
 from unittest.mock import patch
 
 from infra.jetstream.topology import Topology
-from infra.settings import Settings
-from services.bootstrap import serve
 
 _kept_on_disk = Topology.events_config
 
@@ -28,5 +24,7 @@ def in_memory(topology: Topology, partition: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    from services.cli import main
+
     with patch.object(Topology, "events_config", in_memory):
-        asyncio.run(serve(Settings(), ("commands", "queries"), url=sys.argv[1]))
+        main()

@@ -1,0 +1,76 @@
+"""The power is cut under load: whatever was not synced is gone, of the ledger and of the tables.
+
+Everything is frozen (SIGSTOP) a moment before, as power ends disk and processors together. A server
+that went on would find its writes done and its fsync refused, and 2.15.1 acknowledges all the same.
+
+The control is the same with the server's default of syncing now and then: it has to lose data.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from infra.server import EmbeddedServer
+from tests.faults.disk import MB, Disk, why_not
+from tests.faults.history import read_stream
+from tests.faults.load import Load
+from tests.faults.result import Result
+from tests.faults.rig import Ledger
+
+__all__ = ["run", "why_not"]
+
+WRITERS = 12
+WORKERS = 2
+DISK_BYTES = 1024 * MB
+
+
+async def run(rounds: int, rng: random.Random, directory: Path) -> Result:
+    """So many power cuts, then the control."""
+    result = Result("power cuts", rounds=rounds)
+    async with Disk(directory, DISK_BYTES) as disk:
+        ledger = Ledger(directory / "ledger", data_dir=disk.path / "data", workers=WORKERS)
+        await ledger.start()
+        try:
+            load = Load(ledger.url, WRITERS, rng)
+            await load.start()
+            for _ in range(rounds):
+                await load.further(rng.randrange(10, 120))
+                ledger.freeze_everything()
+                disk.cut_power()
+                await ledger.kill_everything()
+                await disk.unmount()
+                disk.mount()
+                await ledger.start()
+                await load.further(1)
+            await load.further(20)
+            await load.stop()
+            events = await ledger.events()
+            result.judge(load, events, await ledger.tables(events[-1]))
+        finally:
+            await ledger.stop()
+    result.blame(ledger.complaints())
+    await control(result, rng, directory / "control")
+    return result.end()
+
+
+async def control(result: Result, rng: random.Random, directory: Path) -> None:
+    """One power cut of a server that syncs every ten seconds; the default is two minutes."""
+    control = Result("")
+    async with Disk(directory, DISK_BYTES) as disk:
+        data_dir = disk.path / "data"
+        ledger = Ledger(directory / "ledger", data_dir=data_dir, sync="10s")
+        await ledger.start()
+        load = Load(ledger.url, WRITERS, rng)
+        await load.start()
+        await load.further(100)
+        ledger.freeze_everything()
+        disk.cut_power()
+        await ledger.kill_everything()
+        await load.stop()
+        await disk.unmount()
+        disk.mount()
+        async with EmbeddedServer(data_dir) as server:  # nobody who would notice and refuse
+            control.judge(load, await read_stream(server.url))
+    words = f"synced every 10 s: {control.lost} of {load.acknowledged} lost"
+    result.controlled(words, bites=control.lost > 0)

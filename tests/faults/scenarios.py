@@ -1,0 +1,35 @@
+"""Every scenario by name, with its rounds: the long form's, and those of `make test`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.faults import clocks, disk, kills, links, pauses, power
+from tests.faults.result import Result
+
+
+def anywhere() -> str:
+    """What needs nothing but loopback and processes can be run everywhere."""
+    return ""
+
+
+class Scenario(NamedTuple):
+    """`run` gives the faults; `why_not` says why this machine cannot have them, or nothing."""
+
+    run: Callable[[int, random.Random, Path], Coroutine[None, None, Result]]
+    rounds: int
+    rounds_short: int
+    why_not: Callable[[], str] = anywhere
+    replicas: int = 1
+
+
+SCENARIOS = {
+    "kills": Scenario(kills.run, 100, 6),
+    "power cuts": Scenario(power.run, 50, 2, disk.why_not),
+    "pauses": Scenario(pauses.run, 20, 3),
+    "links": Scenario(links.run, 25, 3),
+    "clock jumps": Scenario(clocks.run, 30, 2),
+}
