@@ -127,6 +127,21 @@ class Settings(BaseSettings):
     gateway_host: str = "127.0.0.1"
     auth: Literal["none", "keys", "jwt"] = "none"
     """Who may ask the gateway: everybody on this machine, holders of a key, or of a token."""
+    origins: str = ""
+    """Further origins (scheme://host:port, with commas) whose pages may use the gateway."""
+    keys_file: Path | None = None
+    """Of the API keys; `keys.json` in the data directory when unset."""
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+    jwt_jwks_url: str | None = None
+    jwt_secret: SecretStr | None = Field(default=None, min_length=32)
+    """The issuer's public keys, or the secret that it shares with us: one of the two."""
+    jwt_tenant_claim: str = "tenant_id"
+    jwt_user_claim: str = "sub"
+    jwt_scope_claim: str | None = None
+    """Holds what the token is good for (read, write, delete); everything when unset."""
+    requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
+    """That one key, or one user's tokens, may make; a key may have a figure of its own."""
     log: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -175,6 +190,27 @@ class Settings(BaseSettings):
             if source != "default"
         }
 
+    @property
+    def allowed_origins(self) -> frozenset[str]:
+        """`origins`, one by one, as browsers write them."""
+        listed = (each.strip().rstrip("/").lower() for each in self.origins.split(","))
+        return frozenset(filter(None, listed))
+
+    @property
+    def api_keys(self) -> Path:
+        """The file of the API keys."""
+        return self.keys_file or self.data_dir / "keys.json"
+
+    @field_validator("origins")
+    @classmethod
+    def _origins_are_usable(cls, origins: str) -> str:
+        for each in filter(None, (part.strip() for part in origins.split(","))):
+            parts = urlsplit(each)
+            if parts.scheme not in {"http", "https"} or not parts.netloc or parts.path.strip("/"):
+                msg = "write each as http://HOST:PORT or https://HOST, several with commas"
+                raise ValueError(msg)
+        return origins
+
     @field_validator("nats_url")
     @classmethod
     def _url_is_usable(cls, url: str | None) -> str | None:
@@ -220,7 +256,17 @@ class Settings(BaseSettings):
         if (self.model_url is None) != (self.model is None):
             msg = "model_url and model go together: set both, or neither for the echo"
             raise ValueError(msg)
+        if self.auth == "jwt":
+            self._tokens_can_be_checked()
         return self
+
+    def _tokens_can_be_checked(self) -> None:
+        if self.jwt_issuer is None or self.jwt_audience is None:
+            msg = "auth=jwt needs jwt_issuer and jwt_audience: tokens of others must not pass"
+            raise ValueError(msg)
+        if (self.jwt_jwks_url is None) == (self.jwt_secret is None):
+            msg = "auth=jwt needs jwt_jwks_url or jwt_secret, one of the two"
+            raise ValueError(msg)
 
 
 def variable(name: str) -> str:

@@ -10,9 +10,7 @@ from fastapi import FastAPI
 from services.endpoint import VERSION
 from services.gateway import chats, conversations, errors, sessions, streams, threads
 from services.gateway.gateway import Gateway
-
-BODY_BYTES_MAX = 8 * 1024 * 1024 - 64 * 1024
-"""Of a request; the server's payload limit, less what a command adds."""
+from services.gateway.guard import Guard
 
 
 def create_app(gateway: Gateway) -> FastAPI:
@@ -23,10 +21,11 @@ def create_app(gateway: Gateway) -> FastAPI:
         summary="The system of record for conversations with language models",
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
-        max_body_size=BODY_BYTES_MAX,
+        responses={"default": {"model": errors.Error, "description": "Refused"}},
     )
     app.state.gateway = gateway
     errors.install(app)
+    app.add_middleware(Guard, settings=gateway.settings)
     for family in (threads, conversations, streams, sessions, chats):
         app.include_router(family.router)
     return app

@@ -11,10 +11,11 @@ import logging
 import math
 import secrets
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
@@ -29,6 +30,16 @@ SENTENCES = {NOT_INITIALIZED: "Conversation not initialized"}
 
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "message_too_large"}
 """Of the framework's refusals; any other is an invalid request."""
+
+
+class Error(BaseModel):
+    """What every refusal looks like."""
+
+    success: Literal[False]
+    error: str
+    code: str
+    retryable: bool
+    details: Any = None
 
 
 class GatewayUnusable(Exception):
@@ -167,6 +178,10 @@ def install(app: FastAPI) -> None:
 
 def _unreadable(error: RequestValidationError) -> GatewayError:
     """Names each field that is wrong, where it stands."""
+    if isinstance(error.body, bytes):
+        return invalid(
+            "the body is read as JSON only with the header Content-Type: application/json"
+        )
     found = []
     for each in error.errors():
         place = [str(part) for part in each["loc"] if part not in ("body", "query", "path")]

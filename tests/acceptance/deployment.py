@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from infra.server import HOST, MAX_PAYLOAD, EmbeddedServer, find_program, free_port
@@ -121,10 +122,12 @@ class Gateway(NatsServer):
 
 
 class Worker:
-    """One process of `convo serve commands queries`, as `convo up` runs it. Its log is kept.
+    """One process of `convo serve`, with the services that its class names. Its log is kept.
 
     Settings are given by name: `messages_per_minute=3` is CONVO_MESSAGES_PER_MINUTE=3.
     """
+
+    services: Sequence[str] = ("commands", "queries")
 
     def __init__(
         self,
@@ -133,7 +136,7 @@ class Worker:
         **settings: object,
     ) -> None:
         self.log_file = directory / "worker.log"
-        self.command = [sys.executable, "-P", "-m", "services.cli", "serve", "commands", "queries"]
+        self.command = [sys.executable, "-P", "-m", "services.cli", "serve", *self.services]
         self.command += ["--nats", server.url]
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("CONVO_")},
