@@ -168,15 +168,7 @@ class Load:
         reply = await self._ask(client, f"convo.get.{tokens}.{view}", {}, headers)
         if reply is None:
             return
-        window = tokens_used = None
-        if view == "messages":
-            window = [message["content"] for message in reply["messages"]]
-        elif view == "usage":
-            tokens_used = reply["lifetime"]["total"]
-        else:
-            window = [message["content"] for message in reply["state"]["recent_messages"]]
-            tokens_used = reply["state"]["lifetime_tokens"]["total"]
-        self.sights.append(Sight(tokens, reply["version"], told.version, window, tokens_used))
+        self.sights.append(sight_of(tokens, view, reply, at_least=told.version))
 
     async def _ask(
         self,
@@ -209,3 +201,16 @@ class Load:
             self.odd.append(f"{code}: {subject}: {reply['error']['message'][:200]}")
         await asyncio.sleep(0.02)
         return None
+
+
+def sight_of(tokens: str, view: str, reply: dict[str, Any], *, at_least: int) -> Sight:
+    """What a query's reply shows of the conversation."""
+    window = tokens_used = None
+    if view == "messages":
+        window = [message["content"] for message in reply["messages"]]
+    elif view == "usage":
+        tokens_used = reply["lifetime"]["total"]
+    else:
+        window = [message["content"] for message in reply["state"]["recent_messages"]]
+        tokens_used = reply["state"]["lifetime_tokens"]["total"]
+    return Sight(tokens, reply["version"], at_least, window, tokens_used)

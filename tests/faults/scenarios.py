@@ -27,9 +27,9 @@ class Scenario(NamedTuple):
 
 
 SCENARIOS = {
-    "kills": Scenario(kills.run, 100, 6),
+    "kills": Scenario(kills.run, 100, 4),
     "power cuts": Scenario(power.run, 50, 2, disk.why_not),
-    "pauses": Scenario(pauses.run, 20, 3),
-    "links": Scenario(links.run, 25, 3),
+    "pauses": Scenario(pauses.run, 20, 2),
+    "links": Scenario(links.run, 25, 2),
     "clock jumps": Scenario(clocks.run, 30, 2),
 }
