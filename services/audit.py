@@ -10,7 +10,6 @@ here (`CURSORS` of them are kept); otherwise it is folded anew from the first ev
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -36,8 +35,8 @@ from infra.jetstream.store import Store, check_contiguous
 from projections.audit.diff import changes
 from projections.audit.entries import Replay
 from projections.state import ConversationView
-from services.endpoint import Outbox, conversation_of, start_service
-from services.errors import Refusal
+from services.endpoint import Answering, Outbox, conversation_of, start_service
+from services.errors import Refusal, Refused
 from services.paging import oldest_that_fit
 from services.queries import PAGE_MAX, Query
 from services.verification import ConversationCheck
@@ -98,17 +97,16 @@ class Cursor:
         return self.replay.view.version + (0 if self.ready else 1)
 
 
-class AuditService:
+class AuditService(Answering):
     """Answers audit requests out of a store's streams, read over `nc`."""
 
     def __init__(self, store: Store, nc: Client, outbox: Outbox, *, window_size: int) -> None:
         self._store = store
         self._nc = nc
-        self._outbox = outbox
+        super().__init__(outbox, self._answer)
         self._window_size = window_size
         self._mapper = ConversationMapper()
         self._cursors: OrderedDict[tuple[str, int], Cursor] = OrderedDict()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._answers: dict[
             str,
             tuple[type[Query], Callable[[ConversationId, Any], Awaitable[dict[str, Any]]]],
@@ -128,32 +126,17 @@ class AuditService:
             endpoints={"audit": (f"{PREFIX}>", self.handle)},
         )
 
-    async def handle(self, request: Request) -> None:
-        """Takes one request; reading goes on in a task of its own."""
-        task = asyncio.get_running_loop().create_task(self._answer(request))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def idle(self) -> None:
-        """Returns once everything that was taken is answered."""
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _answer(self, request: Request) -> None:
+    async def _answer(self, request: Request) -> dict[str, Any]:
+        id, what = conversation_of(request.subject, PREFIX)
+        if what not in self._answers:
+            raise InvalidRequest(
+                f"there is no audit {what[:40]!r}: ask for one of {', '.join(self._answers)}"
+            )
+        model, answer = self._answers[what]
         try:
-            id, what = conversation_of(request.subject, PREFIX)
-            if what not in self._answers:
-                raise InvalidRequest(
-                    f"there is no audit {what[:40]!r}: ask for one of {', '.join(self._answers)}"
-                )
-            model, answer = self._answers[what]
-            body = await answer(id, parse_as(model, what, request.data))
+            return await answer(id, parse_as(model, what, request.data))
         except LedgerDamaged as error:
-            self._outbox.refuse(request, _damaged(error))
-        except Exception as error:  # noqa: BLE001 (no request stays unanswered)
-            self._outbox.refuse(request, error)
-        else:
-            self._outbox.reply(request, body)
+            raise Refused(_damaged(error)) from error
 
     # -- what is answered ----------------------------------------------------------------------
 

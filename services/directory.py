@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from projections.directory import listing, search
 from projections.directory.entry import microseconds
 from projections.directory.listing import BadCursor, Cursor
 from projections.directory.view import Arrived, DirectoryDatastore, DirectoryView, OtherFormat
-from services.endpoint import MIN_SEQ, VERSION, Outbox, header_number
+from services.endpoint import MIN_SEQ, VERSION, Answering, Outbox, header_number
 from services.paging import oldest_that_fit
 from services.projector import Following, Projector, Taken, heads
 
@@ -145,7 +145,10 @@ class DirectoryService:
         self._progressed = asyncio.Event()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="directory")
         self._switch_s = sys.getswitchinterval()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._answering = [
+            ("list", f"{LIST}>", Answering(outbox, self._list)),
+            ("search", f"{SEARCH}>", Answering(outbox, self._search)),
+        ]
         self._lock: FileLock | None = None
         self._view: DirectoryView | None = None
         self._nc: Client | None = None
@@ -174,12 +177,9 @@ class DirectoryService:
                 stats_handler=self._stats,
             ),
         )
-        for name, subject, answer in (
-            ("list", f"{LIST}>", self._list),
-            ("search", f"{SEARCH}>", self._search),
-        ):
+        for name, subject, answering in self._answering:
             await service.add_endpoint(
-                EndpointConfig(name=name, subject=subject, handler=self._handler(answer))
+                EndpointConfig(name=name, subject=subject, handler=answering.handle)
             )
         await serving.flush()
         await service.start()
@@ -187,8 +187,8 @@ class DirectoryService:
 
     async def close(self) -> None:
         """Answers what was taken, then lets go of the tables."""
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        for _, _, answering in self._answering:
+            await answering.idle()
         if self._following is not None:
             await self._following.close()
         if self._projector is not None:
@@ -237,24 +237,6 @@ class DirectoryService:
             ) from error
 
     # -- answering -----------------------------------------------------------------------------
-
-    def _handler(
-        self, answer: Callable[[Request], Awaitable[dict[str, Any]]]
-    ) -> Callable[[Request], Awaitable[None]]:
-        async def respond(request: Request) -> None:
-            try:
-                body = await answer(request)
-            except Exception as error:  # noqa: BLE001 (no request stays unanswered)
-                self._outbox.refuse(request, error)
-            else:
-                self._outbox.reply(request, body)
-
-        async def handle(request: Request) -> None:
-            task = self._loop.create_task(respond(request))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-        return handle
 
     async def _list(self, request: Request) -> dict[str, Any]:
         tenant = _tenant_of(request.subject, LIST)

@@ -24,6 +24,7 @@ from domain.identity import ConversationId, decode_token
 from infra.jetstream.errors import NATS_FAILURES, reason
 from infra.sturdy import MALFORMED
 from services.errors import Refusal, refusal
+from services.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +122,33 @@ class Outbox:
             )
             body, headers = to_json(told.body()), _headers(told)
         await self._nc.publish(subject, body, headers=headers)
+
+
+class Answering:
+    """Answers requests, each in a task of its own: `answer` gives a reply's body, or raises."""
+
+    def __init__(
+        self, outbox: Outbox, answer: Callable[[Request], Awaitable[Mapping[str, Any]]]
+    ) -> None:
+        self._outbox = outbox
+        self._body_for = answer
+        self._tasks = Tasks()
+
+    async def handle(self, request: Request) -> None:
+        """Takes one request."""
+        self._tasks.start(self._respond(request))
+
+    async def idle(self) -> None:
+        """Returns once everything that was taken is answered."""
+        await self._tasks.idle()
+
+    async def _respond(self, request: Request) -> None:
+        try:
+            body = await self._body_for(request)
+        except Exception as error:  # noqa: BLE001 (no request stays unanswered)
+            self._outbox.refuse(request, error)
+        else:
+            self._outbox.reply(request, body)
 
 
 def _headers(told: Refusal) -> dict[str, str]:

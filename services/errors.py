@@ -54,9 +54,19 @@ class Refusal:
         return {"ok": False, "error": error}
 
 
+class Refused(Exception):
+    """A request that is not answered, for a reason that has its own error."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
 def refusal(error: Exception) -> Refusal:
     """What to tell the caller about `error`. An unexpected one is logged with its incident."""
     match error:
+        case Refused():
+            return error.refusal
         case ConversationError():
             return Refusal(error.code, error.status, error.message, error.retryable, error.details)
         case TooLarge():

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Annotated, Any
@@ -26,6 +25,7 @@ from services.conversations import Conversations
 from services.endpoint import (
     CONSISTENCY,
     MIN_SEQ,
+    Answering,
     Outbox,
     conversation_of,
     header_choice,
@@ -111,14 +111,13 @@ class Asked:
         self.user_id = user_id
 
 
-class QueryService:
+class QueryService(Answering):
     """Answers queries out of one `Conversations`."""
 
     def __init__(self, conversations: Conversations, outbox: Outbox) -> None:
         self._conversations = conversations
         self._store = conversations.store
-        self._outbox = outbox
-        self._tasks: set[asyncio.Task[None]] = set()
+        super().__init__(outbox, self._answer)
         self._views: dict[str, tuple[type[Query], Callable[[Asked], Awaitable[dict[str, Any]]]]] = {
             "messages": (MessagesQuery, self._messages),
             "usage": (UsageQuery, self._usage),
@@ -136,25 +135,9 @@ class QueryService:
             endpoints={"queries": (f"{PREFIX}>", self.handle)},
         )
 
-    async def handle(self, request: Request) -> None:
-        """Takes one request; reading goes on in a task of its own."""
-        task = asyncio.get_running_loop().create_task(self._answer(request))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def idle(self) -> None:
-        """Returns once everything that was taken is answered."""
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _answer(self, request: Request) -> None:
-        try:
-            asked, show = self._understand(request)
-            body = await show(asked)
-        except Exception as error:  # noqa: BLE001 (no request stays unanswered)
-            self._outbox.refuse(request, error)
-        else:
-            self._outbox.reply(request, body)
+    async def _answer(self, request: Request) -> dict[str, Any]:
+        asked, show = self._understand(request)
+        return await show(asked)
 
     def _understand(
         self, request: Request

@@ -35,7 +35,7 @@ from projections.analytics.query import (
 from projections.analytics.sandbox import SQL_CHARS_MAX, SQLRefused
 from projections.analytics.view import DuckDBDatastore
 from services.endpoint import MIN_SEQ, Outbox, header_number
-from services.errors import Refusal
+from services.errors import Refusal, Refused
 
 log = logging.getLogger(__name__)
 
@@ -253,14 +253,6 @@ class SqlService:
     async def _end(self) -> None:
         await asyncio.wait({asyncio.ensure_future(self._outbox.close())}, timeout=1.0)
         _end_process()
-
-
-class Refused(Exception):
-    """A question that is not answered, for a reason that has its own error."""
-
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.message)
-        self.refusal = refusal
 
 
 RESTARTING: Final = Refusal(

@@ -1,9 +1,31 @@
-"""Ending background tasks for sure."""
+"""Background tasks: keeping them, waiting for them, and ending them for sure."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
+
+
+class Tasks:
+    """Tasks that nobody waits for while they run; asyncio itself would forget them."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Has the work done in a task of its own."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def idle(self) -> None:
+        """Returns once nothing runs; what is started meanwhile is waited for too."""
+        while self._running:
+            await asyncio.gather(*self._running, return_exceptions=True)
 
 
 async def ended(task: asyncio.Task[Any]) -> None:

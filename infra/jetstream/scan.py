@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.js.api import Header
 
 from infra.jetstream.envelope import BATCH_COMMIT, BATCH_ID, stored_headers
 from infra.jetstream.errors import NATS_FAILURES, StoreUnavailable, reason
@@ -140,7 +141,7 @@ class _Feed:
         self._inbox = nc.new_inbox()
         self._arrived: list[Stored] = []
         self._wake = asyncio.Event()
-        self._left: list[int] = []  # messages still to come, for each request outstanding
+        self._asked = 0  # messages still to come of what was asked for
         self._delivered = 0
         self._pending = 0
         self._lost: str | None = None
@@ -207,7 +208,7 @@ class _Feed:
             await self._nc.publish(f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._consumer}")
 
     async def _ask(self) -> None:
-        """Keeps two requests outstanding."""
+        """Keeps a request outstanding beside the one that is being served."""
         body = json.dumps(
             {
                 "batch": REQUEST_EVENTS,
@@ -216,8 +217,8 @@ class _Feed:
             }
         ).encode()
         try:
-            while self._pending and len(self._left) < 2:
-                self._left.append(REQUEST_EVENTS)  # first: its answer may be here before publish is
+            while self._pending and self._asked <= REQUEST_EVENTS:
+                self._asked += REQUEST_EVENTS  # first: its answer may be here before publish is
                 await self._nc.publish(
                     f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}",
                     body,
@@ -253,20 +254,15 @@ class _Feed:
                     message.data,
                 )
             )
-            left = self._left
-            left[0] -= 1
-            if left[0] == 0:
-                left.pop(0)
+            self._asked -= 1
         self._wake.set()
 
     def _request_ended(self, headers: Mapping[str, Any]) -> None:
         """A request ended before it was full: by its bytes or its time, or with its consumer."""
-        status = headers["Status"]
-        said = str(headers.get("Description", ""))
-        if status == "100" or said == "Batch Completed":
-            return  # a heartbeat; or a request that is full, which the messages told
-        if self._left:
-            self._left.pop(0)
-        if status in ("404", "503") or "Deleted" in said or "Leadership" in said:
+        status, said = headers["Status"], str(headers.get(Header.DESCRIPTION, ""))
+        left = str(headers.get("Nats-Pending-Messages", ""))
+        if left.isdigit() and "Leadership" not in said:
+            self._asked -= int(left)
+        elif status != "100":  # a heartbeat
             self._lost = f"{status} {said}".rstrip()
         self._wake.set()

@@ -1,10 +1,11 @@
 """How fast a whole ledger is checked, beside a consumer of the same stream that does nothing.
 
-    python -m tests.benchmarks.audit [EVENTS] [CONVERSATIONS]
+    python -m tests.benchmarks.audit [EVENTS] [CONVERSATIONS] [ROUNDS]
 
-Fills a stream, then reads it three times in each of three rounds: by the same scan doing nothing,
-by an ordered consumer of nats-py doing nothing, and by `check_partition` with a notary's
-checkpoints. Prints rates, and the most memory that this process took.
+Fills a stream, then reads it three times in each round: by an ordered consumer of nats-py (its own
+client, none of this project's) doing nothing, by `check_partition` with a notary's checkpoints, and
+by the scan that this reads with, doing nothing. Prints rates, and the most memory that this process
+took.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import nats
 import uvloop
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -31,7 +33,6 @@ from services.bootstrap import topology
 from services.ledger_check import check_partition
 from services.notary import Notary, checkpoints_subject, last_record
 
-ROUNDS = 3
 BATCH = 1_000
 LEDGER = topology(Settings())
 
@@ -63,16 +64,18 @@ def message(tail: Tail, number: int) -> Message:
     return pack(tail, "MessageAppended", version, body.encode())
 
 
-async def by_scan(nc: Client, stream: str, events: int) -> None:
+async def by_scan(nc: Client, url: str, stream: str, events: int) -> None:
     """Reads everything and does nothing."""
+    del url
     read = 0
     async for block in scan(nc, stream):
         read += len(block)
     assert read == events
 
 
-async def by_ordered_consumer(nc: Client, stream: str, events: int) -> None:
-    """The same by nats-py's own ordered consumer with a callback."""
+async def by_ordered_consumer(nc: Client, url: str, stream: str, events: int) -> None:
+    """The same by nats-py's own client, with its ordered consumer and a callback."""
+    del nc
     done = asyncio.Event()
     read = 0
 
@@ -82,23 +85,24 @@ async def by_ordered_consumer(nc: Client, stream: str, events: int) -> None:
         if read == events:
             done.set()
 
-    subscription = await nc.jetstream().subscribe(
+    plain = await nats.connect(url)
+    await plain.jetstream().subscribe(
         "convo.evt.>", stream=stream, ordered_consumer=True, cb=take, config=ConsumerConfig()
     )
     await done.wait()
-    await subscription.unsubscribe()
+    await plain.close()
 
 
-async def by_check(nc: Client, stream: str, events: int) -> None:
+async def by_check(nc: Client, url: str, stream: str, events: int) -> None:
     """Everything that `convo verify --all` does."""
-    del stream
+    del url, stream
     check = await check_partition(nc, LEDGER, 0)
     assert check.valid, check.faults
     assert check.events == events
     assert check.covered > events * 0.99
 
 
-async def main(events: int, conversations: int) -> None:
+async def main(events: int, conversations: int, rounds: int) -> None:
     """Fills, signs, measures, prints."""
     with tempfile.TemporaryDirectory() as folder:
         async with EmbeddedServer(Path(folder)) as server:
@@ -120,11 +124,11 @@ async def main(events: int, conversations: int) -> None:
             await notary.close()
             print(f"the notary caught up in {time.perf_counter() - began:.0f} s", flush=True)
             base_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            for number in range(1, ROUNDS + 1):
+            for number in range(1, rounds + 1):
                 rates = []
-                for read in (by_scan, by_ordered_consumer, by_check):
+                for read in (by_ordered_consumer, by_check, by_scan):
                     began, used = time.perf_counter(), time.process_time()
-                    await read(nc, LEDGER.stream_name(0), events)
+                    await read(nc, server.url, LEDGER.stream_name(0), events)
                     rate = events / (time.perf_counter() - began)
                     used_us = (time.process_time() - used) / events * 1_000_000
                     rates.append(f"{read.__name__} {rate:,.0f}/s ({used_us:.1f} us of CPU each)")
@@ -137,9 +141,6 @@ async def main(events: int, conversations: int) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(  # as the command line does
-        main(
-            int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000,
-            int(sys.argv[2]) if len(sys.argv) > 2 else 10_000,
-        )
-    )
+    given = [int(each) for each in sys.argv[1:]]
+    defaults = [1_000_000, 20_000, 3]
+    uvloop.run(main(*given, *defaults[len(given) :]))  # on uvloop as the command line does

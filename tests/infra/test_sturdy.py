@@ -1,0 +1,43 @@
+"""The client reads what nats-py's own reads, whatever is in a message."""
+
+from __future__ import annotations
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+from nats.aio.client import Client
+
+from infra.sturdy import MALFORMED, SturdyClient
+
+USUAL = b"NATS/1.0\r\nEvent-Type: MessageAppended\r\nEvent-Version: 7\r\nEmpty: \r\n\r\n"
+
+pieces = st.sampled_from(
+    [
+        *(b"NATS/1.0", b"NATS/1.0\r\n", b"\r\n\r\n", b"N: v\r\n", b"Name", b"a.b", b"503"),
+        *(b"\r\n", b"\r", b"\n", b":", b": ", b" ", b"\t", b"\x00", b"\x1c", b"\xc3\xa9", b"\xff"),
+    ]
+)
+
+
+def read_by(client: Client, block: bytes) -> dict[str, str] | None:
+    """What a client makes of a block; MALFORMED where that would end its connection."""
+    reading = client._process_headers(block)
+    try:
+        reading.send(None)  # it waits for nothing
+    except StopIteration as done:
+        found: dict[str, str] | None = done.value
+        return found
+    except (IndexError, ValueError):
+        return {MALFORMED: "1"}
+    raise AssertionError("it waits for something")
+
+
+@given(st.lists(pieces, max_size=12).map(b"".join))
+@example(USUAL)
+@example(USUAL[:-2])
+@example(USUAL + b"\r\n")
+@example(USUAL.replace(b"\r\n\r\n", b"\r\nEvent-Version: 8\r\n\r\n"))
+@example(b"NATS/1.0 503\r\n\r\n")
+@example(b"NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Consumer: 1\r\n\r\n")
+def test_header_blocks_are_read_as_nats_py_reads_them(block: bytes) -> None:
+    if block.startswith(b"NATS/1.0") or not block:
+        assert read_by(SturdyClient(), block) == read_by(Client(), block)
