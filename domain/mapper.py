@@ -131,39 +131,47 @@ class ConversationMapper(Mapper[str]):
         Raises UnknownEvent for a type or a schema that is not known here, and the library's
         MapperDeserialisationError for a state that is not the contract's JSON.
         """
+        return self.event_of(
+            stored_event.originator_id,
+            stored_event.originator_version,
+            stored_event.topic,
+            stored_event.state,
+        )
+
+    def event_of(self, id: str, version: int, topic: str, state: bytes) -> ConversationEvent:
+        """The same, of what a stored event consists of; raises the same."""
         try:
-            form = _form_of(stored_event.topic)
+            form = _form_of(topic)
         except KeyError:
-            what = f"event type {stored_event.topic!r} is not known"
-            raise UnknownEvent(stored_event, what) from None
+            what = f"event type {topic!r} is not known"
+            raise UnknownEvent(StoredEvent(id, version, topic, state), what) from None
         try:
-            stored: dict[str, Any] = self.transcoder.decode(stored_event.state)
-            state: dict[str, Any] = {
-                **stored["data"],
-                "originator_id": stored_event.originator_id,
-                "originator_version": stored_event.originator_version,
+            stored: dict[str, Any] = self.transcoder.decode(state)
+            envelope = {
+                "originator_id": id,
+                "originator_version": version,
                 "timestamp": clock.from_text(stored["time"]),
                 "actor": stored["actor"],
                 "command_id": stored["command_id"],
                 "verb": stored["verb"],
             }
+            data: dict[str, Any] = stored["data"]
             schema: int = stored["schema"]
             if schema != form.schema:
                 if schema > form.schema:
-                    what = f"schema {schema} of event type {stored_event.topic!r} is not known"
-                    raise UnknownEvent(stored_event, what)
-                for version in range(schema, form.schema):
-                    getattr(form.event_class, f"upcast_v{version}_v{version + 1}")(state)
-            state = {**form.defaults, **state}
-            if not state.keys() <= form.known:
-                state = {name: state[name] for name in state if name in form.known}
-            if len(state) < len(form.known):
-                raise KeyError(*(form.known - state.keys()))
+                    what = f"schema {schema} of event type {topic!r} is not known"
+                    raise UnknownEvent(StoredEvent(id, version, topic, state), what)
+                data = {**data, **envelope}
+                for older in range(schema, form.schema):
+                    getattr(form.event_class, f"upcast_v{older}_v{older + 1}")(data)
+                envelope = {}
+            attributes = {**form.defaults, **data, **envelope}
+            if attributes.keys() != form.known:
+                attributes = {name: attributes[name] for name in form.known}
         except (ValueError, TypeError, KeyError) as error:
             raise MapperDeserialisationError(
-                f"event {stored_event.originator_version} of {stored_event.originator_id} "
-                f"({stored_event.topic}) is not the ledger's JSON: {error!r}"
+                f"event {version} of {id} ({topic}) is not the ledger's JSON: {error!r}"
             ) from error
         event = object.__new__(form.event_class)
-        object.__setattr__(event, "__dict__", state)
+        object.__setattr__(event, "__dict__", attributes)
         return event

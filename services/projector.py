@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, Protocol, cast
 
-from eventsourcing.persistence import OperationalError, StoredEvent, Tracking
+from eventsourcing.persistence import OperationalError, Tracking
 from nats.aio.client import Client
 
 from domain.events import ConversationEvent
@@ -223,13 +223,12 @@ class Projector:
             self._enter(State.FOLLOWING, None)
 
     def _taken(self, events: Sequence[Recorded]) -> list[Taken]:
-        originator = self.topology.originator
-        taken = []
-        for event in events:
-            key = originator(event.subject)
-            stored = StoredEvent(key, event.version, event.topic, event.body)
-            taken.append(Taken(key, self._mapper.to_domain_event(stored), event))
-        return taken
+        originator, event_of = self.topology.originator, self._mapper.event_of
+        keys = [originator(event.subject) for event in events]
+        return [
+            Taken(key, event_of(key, event.version, event.topic, event.body), event)
+            for key, event in zip(keys, events, strict=True)
+        ]
 
     def _stop(self, partition: int, error: Exception) -> None:
         stream = self.topology.stream_name(partition)

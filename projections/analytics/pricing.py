@@ -20,6 +20,9 @@ NANO: Final = Decimal("0.000000001")
 
 COST_MAX: Final = Decimal("999999999.999999999")
 
+_USD_ATTO: Final = 10**18
+_NANO_ATTO: Final = 10**9
+
 _LINEAR_TOKENS_MAX: Final = 100_000
 """Up to here prices per token are taken to be the same whatever the size of the call, where they
 are at this size and at a hundredth of it; a larger call is always calculated as a whole."""
@@ -46,12 +49,12 @@ class _Call(NamedTuple):
 
 
 class _Rates(NamedTuple):
-    """USD per token of each kind, where the price does not depend on how many there are."""
+    """Atto-USD per token of each kind, where the price does not depend on how many there are."""
 
-    uncached: Decimal
-    cached: Decimal
-    cache_write: Decimal
-    completion: Decimal
+    uncached: int
+    cached: int
+    cache_write: int
+    completion: int
 
 
 @lru_cache(1)
@@ -77,15 +80,16 @@ def cost_of(event: UsageRecorded) -> Cost:
     usd = _priced(event.provider, event.model, event.timestamp, call)
     if usd is None or usd > COST_MAX:
         return _UNKNOWN
-    return Cost(usd.quantize(NANO, ROUND_HALF_EVEN), "priced", price_version())
+    return Cost(usd, "priced", price_version())
 
 
 def _priced(provider: str | None, model: str, time: datetime, call: _Call) -> Decimal | None:
-    if max(call.prompt, call.completion) <= _LINEAR_TOKENS_MAX:
+    """The price, rounded to nine decimals; None when the model is not known."""
+    if call.prompt <= _LINEAR_TOKENS_MAX and call.completion <= _LINEAR_TOKENS_MAX:
         # Prices change at the hour at the finest (those that depend on the time of day).
         rates = _rates(provider, model, time.replace(minute=0, second=0, microsecond=0))
         if isinstance(rates, _Rates):
-            return (
+            return _nano(
                 rates.uncached * (call.prompt - call.cached - call.cache_write)
                 + rates.cached * call.cached
                 + rates.cache_write * call.cache_write
@@ -93,7 +97,16 @@ def _priced(provider: str | None, model: str, time: datetime, call: _Call) -> De
             )
         if rates is None:
             return None
-    return _calculated(provider, model, time, call)
+    usd = _calculated(provider, model, time, call)
+    return usd if usd is None or usd > COST_MAX else usd.quantize(NANO, ROUND_HALF_EVEN)
+
+
+def _nano(atto: int) -> Decimal:
+    """So many atto-USD in USD, rounded half to even at nine decimals."""
+    nano, rest = divmod(atto, _NANO_ATTO)
+    if rest * 2 > _NANO_ATTO or (rest * 2 == _NANO_ATTO and nano % 2):
+        nano += 1
+    return nano * NANO
 
 
 @lru_cache(16_384)
@@ -113,7 +126,8 @@ def _rates(provider: str | None, model: str, time: datetime) -> _Rates | Literal
     per_token = [price * 100 / _LINEAR_TOKENS_MAX for price in small if price is not None]
     if per_token != [price / _LINEAR_TOKENS_MAX for price in large if price is not None]:
         return "tiered"
-    return _Rates(*per_token)
+    atto = [price * _USD_ATTO for price in per_token]
+    return _Rates(*map(int, atto)) if all(each == int(each) for each in atto) else "tiered"
 
 
 def _probes(tokens: int) -> tuple[_Call, ...]:

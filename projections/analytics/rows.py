@@ -250,33 +250,42 @@ class Rows:
 
         Checks nothing. An event of a type that shows in no other table still is a row of `events`.
         """
-        event = received.event
-        tenant_id, conversation_id = conversation.tenant_id, conversation.conversation_id
-        title_from = conversation.title_from
+        event, partition, seq, hash, body = received
         self.events.append(
             (
-                tenant_id,
-                conversation_id,
-                received.partition,
-                received.seq,
+                conversation.tenant_id,
+                conversation.conversation_id,
+                partition,
+                seq,
                 event.originator_version,
                 event.TOPIC,
                 event.timestamp,
                 event.actor,
                 event.command_id,
-                data_of(received.body),
-                received.hash,
+                data_of(body),
+                hash,
             )
         )
+        if isinstance(event, MessageAppended):  # the two that nearly all are
+            self._say(event, seq, conversation)
+        elif isinstance(event, UsageRecorded):
+            self._use(event, seq, conversation, price(event))
+        else:
+            self._take(event, seq, conversation)
+        conversation.version = event.originator_version
+        if event.is_activity:
+            conversation.last_activity = event.timestamp
+        self.conversations[event.originator_id] = conversation
+
+    def _take(self, event: ConversationEvent, seq: int, conversation: ConversationRow) -> None:
+        title_from = conversation.title_from
         match event:
-            case MessageAppended() | ReplyStarted():
-                self._say(event, received.seq, conversation)
+            case ReplyStarted():
+                self._begin_reply(event, seq, conversation)
             case ReplyChunkAppended() | MessageEdited() | MessageRedacted():
                 self._change(event, conversation)
             case ReplyCompleted() | ReplyAborted():
                 self._of(event, event.message_id, conversation).ended = True
-            case UsageRecorded():
-                self._use(event, received.seq, conversation, price(event))
             case SessionReset():
                 conversation.sessions += 1
             case ConversationErased():
@@ -284,26 +293,15 @@ class Rows:
             case _:
                 _update(conversation, event)
         if conversation.title_from != title_from:
-            taken = (tenant_id, conversation_id, conversation.title_from)
-            self.titles[event.originator_id] = taken
-        conversation.version = event.originator_version
-        if event.is_activity:
-            conversation.last_activity = event.timestamp
-        self.conversations[event.originator_id] = conversation
+            self.titles[event.originator_id] = (
+                conversation.tenant_id,
+                conversation.conversation_id,
+                conversation.title_from,
+            )
 
-    def _say(
-        self, event: MessageAppended | ReplyStarted, seq: int, conversation: ConversationRow
-    ) -> None:
+    def _say(self, event: MessageAppended, seq: int, conversation: ConversationRow) -> None:
         conversation.message_count += 1
         conversation.last_message_id = event.message_id
-        if isinstance(event, ReplyStarted):
-            content: str | None = ""
-            chars, name, calls = 0, None, None
-            created_at = event.timestamp
-        else:
-            content, chars, name = content_text(event.content), chars_of(event.content), event.name
-            calls = None if event.tool_calls is None else json_text(event.tool_calls)
-            created_at = time_of(event)
         self.messages.append(
             (
                 conversation.tenant_id,
@@ -312,15 +310,39 @@ class Rows:
                 event.originator_version,
                 seq,
                 event.role,
-                content,
-                chars,
-                name,
-                created_at,
+                content_text(event.content),
+                chars_of(event.content),
+                event.name,
+                event.timestamp if event.created_at is None else time_of(event),
                 conversation.sessions,
                 None,
                 None,
-                isinstance(event, ReplyStarted),
-                calls,
+                False,
+                None if event.tool_calls is None else json_text(event.tool_calls),
+                json_text(event.metadata),
+            )
+        )
+
+    def _begin_reply(self, event: ReplyStarted, seq: int, conversation: ConversationRow) -> None:
+        conversation.message_count += 1
+        conversation.last_message_id = event.message_id
+        self.messages.append(
+            (
+                conversation.tenant_id,
+                conversation.conversation_id,
+                event.message_id,
+                event.originator_version,
+                seq,
+                event.role,
+                "",
+                0,
+                None,
+                event.timestamp,
+                conversation.sessions,
+                None,
+                None,
+                True,
+                None,
                 json_text(event.metadata),
             )
         )

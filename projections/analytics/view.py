@@ -41,12 +41,17 @@ from domain.identity import ConversationId
 
 from . import sandbox
 from .rows import CHANGES, CONVERSATIONS, EVENTS, MESSAGES, USAGE, ConversationRow, Row, Rows
-from .schema import MIGRATIONS
+from .schema import MIGRATIONS, VIEWS
 
 log = logging.getLogger(__name__)
 
 MEMORY_BYTES: Final = 1 << 30
 THREADS: Final = 2
+
+WAL_SHARE: Final = 8
+"""What part of the memory the log may grow to before it is put into the file. What is in the log is
+in memory too; and each time, the last rows of every table are packed anew."""
+
 _MAY_READ: Final = "convo_quack_may_read"
 
 
@@ -126,6 +131,7 @@ class DuckDBDatastore:
                     "threads": threads,
                     "temp_directory": "",  # a query that outgrows its memory ends
                     "preserve_insertion_order": "false",
+                    "checkpoint_threshold": f"{memory_bytes // WAL_SHARE}B",
                     "python_enable_replacements": "false",
                     "autoinstall_known_extensions": "false",
                     "autoload_known_extensions": "false",
@@ -375,6 +381,9 @@ class AnalyticsView(DuckDBTrackingRecorder):
                     connection.execute(statement)
                 connection.execute("INSERT INTO schema_migrations VALUES (?)", [migration.number])
             log.info("analytics schema %d", migration.number)
+        with self.transaction() as connection:
+            for name, query in VIEWS.items():
+                connection.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")
 
     def write(self, rows: Rows, tracking: Tracking) -> None:
         """Adds a batch of rows with its tracking, all or nothing.
