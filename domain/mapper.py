@@ -132,7 +132,7 @@ class ConversationMapper(Mapper[str]):
         MapperDeserialisationError for a state that is not the contract's JSON.
         """
         return self.event_of(
-            stored_event.originator_id,
+            cast("str", stored_event.originator_id),
             stored_event.originator_version,
             stored_event.topic,
             stored_event.state,

@@ -15,7 +15,10 @@ import re
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.protocol import parser
+
+from infra.bulk import BulkParser, Delivered, Take
 
 MALFORMED = "Malformed-Headers"
 """Stands in the headers of a message whose own could not be read (a name that no sender can set
@@ -45,6 +48,29 @@ class SturdyClient(Client):
 
     never_answer: tuple[str, ...] = ()
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._ps: BulkParser = BulkParser(self)
+
+    def take_in_bulk(self, subscription: Subscription, take: Take) -> None:
+        """Has `take` get the subscription's messages from now on until it is unsubscribed."""
+        self._ps.takers[subscription._id] = take
+
+    async def _process_msg(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
+    ) -> None:
+        take = self._ps.takers.get(sid)
+        if take is None:
+            await super()._process_msg(sid, subject, reply, data, headers)
+        else:
+            self.stats["in_msgs"] += 1
+            self.stats["in_bytes"] += len(data)
+            take([Delivered(subject, reply, headers or b"", data)])
+
+    def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
+        self._ps.takers.pop(sid, None)
+        super()._remove_sub(sid, max_msgs)
+
     def _build_message(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
     ) -> Msg:
@@ -71,3 +97,30 @@ class SturdyClient(Client):
             return await super()._process_headers(headers)
         except (IndexError, ValueError):
             return {MALFORMED: "1"}
+
+
+async def subscribe_in_bulk(nc: Client, subject: str, take: Take) -> Subscription:
+    """A subscription whose messages `take` gets as they are read, without a queue in between.
+
+    Who subscribes so bounds what can come. A client that is nats-py's own works too, message by
+    message.
+    """
+
+    async def each(message: Msg) -> None:
+        take([_delivered(message)])
+
+    subscription = await nc.subscribe(subject, cb=each)
+    if isinstance(nc, SturdyClient):
+        nc.take_in_bulk(subscription, take)
+    return subscription
+
+
+def _delivered(message: Msg) -> Delivered:
+    """The message with its headers as they came."""
+    headers = dict(message.headers or {})
+    status = (
+        f" {headers.pop('Status')} {headers.pop('Description', '')}" if "Status" in headers else ""
+    )
+    lines = [f"NATS/1.0{status}", *(f"{name}: {value}" for name, value in headers.items())]
+    block = "".join(f"{line}\r\n" for line in [*lines, ""]) if headers or status else ""
+    return Delivered(message.subject.encode(), message.reply.encode(), block.encode(), message.data)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Final, NamedTuple, Protocol, cast
+from typing import Any, Final, NamedTuple, Protocol
 
 from eventsourcing.persistence import OperationalError, Tracking
 from nats.aio.client import Client
@@ -26,9 +26,7 @@ from domain.events import ConversationEvent
 from domain.mapper import ConversationMapper
 from infra.jetstream.envelope import Recorded, unpack_stored
 from infra.jetstream.errors import LedgerDamaged, StoreUnavailable
-
-# The feed of the library's subscriptions asks of its owner no more than an `_Intake` has.
-from infra.jetstream.subscription import JetStreamSubscription, _Feed
+from infra.jetstream.feed import Feed
 from infra.jetstream.topology import Topology, call
 
 log = logging.getLogger(__name__)
@@ -291,7 +289,7 @@ class Following:
         self._nc = nc
         self._projector = projector
         self._intakes: list[_Intake] = []
-        self._feeds: list[_Feed] = []
+        self._feeds: list[Feed] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -309,7 +307,7 @@ class Following:
                 self._projector.fail(error)
                 return
             intake = _Intake(self._projector, partition)
-            feed = _Feed(cast("JetStreamSubscription", intake), stream, seq)
+            feed = Feed(intake, stream, seq)
             self._intakes.append(intake)
             self._feeds.append(feed)
             self._tasks.append(loop.create_task(self._follow(feed)))
@@ -328,7 +326,7 @@ class Following:
             feed.wake()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _follow(self, feed: _Feed) -> None:
+    async def _follow(self, feed: Feed) -> None:
         try:
             await feed.run(self._nc)
         except Exception as error:  # noqa: BLE001 (surfaces as the projector's state)

@@ -16,13 +16,16 @@ JetStream adds its own when a message is read: `Nats-Sequence`, `Nats-Subject`,
 
 from __future__ import annotations
 
+import re
 from base64 import b64decode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, NamedTuple
 
+from infra.bulk import Delivered
 from infra.jetstream.errors import LedgerDamaged
 
 EVENT_TYPE = "Event-Type"
@@ -33,6 +36,14 @@ EXPECTED_LAST_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 BATCH_ID = "Nats-Batch-Id"
 BATCH_SEQUENCE = "Nats-Batch-Sequence"
 BATCH_COMMIT = "Nats-Batch-Commit"
+
+# The headers as our own writers order them, and with them whatever else they and the server set.
+_USUAL_BLOCK = re.compile(
+    rb"NATS/1\.0\r\nEvent-Type: ([!-~]+)\r\nEvent-Version: ([0-9]+)\r\n"
+    rb"Event-Hash: ([0-9a-fA-F]{64})\r\n(?:(?:Event-Write|Nats-[A-Za-z-]+): [!-~]+\r\n)*\r\n"
+)
+_OF_A_BATCH = f"\r\n{BATCH_ID}:".encode()
+_ENDS_A_BATCH = f"\r\n{BATCH_COMMIT}:".encode()
 
 GENESIS = bytes(32)
 """The hash before an originator's first event."""
@@ -148,12 +159,46 @@ def unpack_delivered(subject: str, reply: str, headers: Mapping[str, str], body:
     `reply` is its acknowledgement subject, `$JS.ACK.…`, which tells the stream sequence and the
     time. Raises LedgerDamaged like `unpack`.
     """
+    seq, time = _place(reply)
+    added = {"Nats-Sequence": str(seq), "Nats-Subject": subject, "Nats-Time-Stamp": time}
+    return unpack({**headers, **added}, body)
+
+
+def unpack_in_bulk(message: Delivered) -> Recorded:
+    """The same of a message that came in bulk. Raises LedgerDamaged, or ValueError for bytes that
+    are no text."""
+    subject, reply = message.subject.decode(), message.reply.decode()
+    found = _USUAL_BLOCK.fullmatch(message.headers)
+    if found is None:  # another order, or something of somebody else
+        headers = dict(_header_lines(message.headers))
+        return unpack_delivered(subject, reply, headers, message.body)
+    topic, version, digest = found.groups()
+    seq, time = _place(reply)
+    return Recorded(seq, subject, topic.decode(), int(version), digest.decode(), time, message.body)
+
+
+def is_unfinished(block: bytes) -> bool:
+    """Whether a header block is that of a message of a batch, and not of its last one."""
+    return _OF_A_BATCH in block and _ENDS_A_BATCH not in block
+
+
+def status_of(block: bytes) -> tuple[str, str, dict[str, str]]:
+    """What a header block says that is no message's but a status: its code, its text, and more."""
+    code, _, said = block.partition(b"\r\n")[0].decode().removeprefix("NATS/1.0 ").partition(" ")
+    return code, said, dict(_header_lines(block))
+
+
+def _place(reply: str) -> tuple[int, str]:
+    """The stream sequence and the time that an acknowledgement subject tells."""
     parts = reply.split(".")
     seq, _, nanoseconds = parts[5:8] if len(parts) == 9 else parts[7:10]  # the long form: ADR-15
     seconds, rest = divmod(int(nanoseconds), 1_000_000_000)
-    time = f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
-    added = {"Nats-Sequence": seq, "Nats-Subject": subject, "Nats-Time-Stamp": time}
-    return unpack({**headers, **added}, body)
+    return int(seq), f"{_second(seconds)}.{rest:09d}Z"
+
+
+@lru_cache(16)
+def _second(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 def sent_under(message: Mapping[str, Any]) -> str:

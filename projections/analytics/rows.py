@@ -250,7 +250,7 @@ class Rows:
 
         Checks nothing. An event of a type that shows in no other table still is a row of `events`.
         """
-        event, partition, seq, hash, body = received
+        event, partition, seq, digest, body = received
         self.events.append(
             (
                 conversation.tenant_id,
@@ -263,7 +263,7 @@ class Rows:
                 event.actor,
                 event.command_id,
                 data_of(body),
-                hash,
+                digest,
             )
         )
         if isinstance(event, MessageAppended):  # the two that nearly all are

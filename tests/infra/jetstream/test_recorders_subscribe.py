@@ -11,14 +11,16 @@ from uuid import uuid4
 import pytest
 from eventsourcing.persistence import InternalError, Notification, Subscription, Tracking
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 
+from infra.bulk import Delivered
 from infra.jetstream import (
     JetStreamApplicationRecorder,
     JetStreamDatastore,
     JetStreamProcessRecorder,
 )
+from infra.jetstream import feed as feed_module
 from infra.jetstream import subscription as subscription_module
+from infra.jetstream.feed import Feed
 from infra.jetstream.subscription import JetStreamSubscription
 from tests.infra.jetstream.library import OpenDatastore, event
 from tests.infra.jetstream.nats_process import NatsProcess, api
@@ -151,13 +153,13 @@ def test_one_consumer_serves_as_long_as_nothing_goes_wrong(
     recorder: JetStreamApplicationRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     created: list[str] = []
-    create = subscription_module._Feed._create
+    create = Feed._create
 
-    async def counted(feed: subscription_module._Feed, nc: Client, name: str) -> None:
+    async def counted(feed: Feed, nc: Client, name: str) -> None:
         created.append(name)
         await create(feed, nc, name)
 
-    monkeypatch.setattr(subscription_module._Feed, "_create", counted)
+    monkeypatch.setattr(Feed, "_create", counted)
     fill(recorder, 6_000, 1_000)
     with recorder.subscribe() as subscription:
         assert take(subscription, 6_000) == list(range(1, 6_001))
@@ -178,9 +180,9 @@ def test_a_slow_reader_is_not_sent_everything_at_once(
     recorder: JetStreamApplicationRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subscription_module, "BUFFERED_MAX", 20)
-    monkeypatch.setattr(subscription_module, "REQUEST_EVENTS", 10)
+    monkeypatch.setattr(feed_module, "REQUEST_EVENTS", 10)
     monkeypatch.setattr(
-        subscription_module,
+        feed_module,
         "_REQUEST",
         b'{"batch": 10, "expires": 30000000000, "idle_heartbeat": 1000000000}',
     )
@@ -273,30 +275,28 @@ def test_events_missing_on_the_stream_itself_stop_it(
         assert take(subscription, 2) == [11, 12]
 
 
-def delivered(seq: int, **headers: str) -> Msg:
+def delivered(seq: int, **headers: str) -> Delivered:
     """A message as a consumer delivers it."""
     own = {"Event-Type": "t", "Event-Version": str(seq), "Event-Hash": "0" * 64, **headers}
+    block = "".join(f"{name}: {value}\r\n" for name, value in own.items())
     reply = f"$JS.ACK.app-EVENTS-0.c.1.{seq}.{seq}.1700000000000000000.0"
-    return Msg(Client(), subject="app.evt.0.x", reply=reply, data=b"{}", headers=own)
+    return Delivered(b"app.evt.0.x", reply.encode(), f"NATS/1.0\r\n{block}\r\n".encode(), b"{}")
 
 
 async def test_events_of_a_batch_are_passed_on_once_all_of_it_is_there() -> None:
     # A wedged disk shows readers a batch that is not committed, and may never be.
-    feed = subscription_module._Feed(None, "app-EVENTS-0", 4)  # type: ignore[arg-type]
-    await feed._on_message(delivered(5))
+    feed = Feed(None, "app-EVENTS-0", 4)  # type: ignore[arg-type]
+    feed._on_messages([delivered(5)])
     for seq, place in ((6, "1"), (7, "2")):
-        await feed._on_message(
-            delivered(seq, **{"Nats-Batch-Id": "b", "Nats-Batch-Sequence": place})
-        )
+        feed._on_messages([delivered(seq, **{"Nats-Batch-Id": "b", "Nats-Batch-Sequence": place})])
     assert [event.seq for event in feed._whole] == [5]
     end = {"Nats-Batch-Id": "b", "Nats-Batch-Sequence": "3", "Nats-Batch-Commit": "1"}
-    await feed._on_message(delivered(8, **end))
+    feed._on_messages([delivered(8, **end)])
     assert [event.seq for event in feed._whole] == [5, 6, 7, 8]
 
 
 async def test_a_message_that_is_missing_or_comes_again_is_never_passed_on() -> None:
-    feed = subscription_module._Feed(None, "app-EVENTS-0", 4)  # type: ignore[arg-type]
-    for seq in (5, 5, 4, 6, 8, 9):
-        await feed._on_message(delivered(seq))
+    feed = Feed(None, "app-EVENTS-0", 4)  # type: ignore[arg-type]
+    feed._on_messages([delivered(seq) for seq in (5, 5, 4, 6, 8, 9)])
     assert [event.seq for event in feed._whole] == [5, 6]
     assert "7" in feed._lost
