@@ -67,8 +67,7 @@ async def run(rounds: int, rng: random.Random, directory: Path) -> Result:
 
 def damage(data_dir: Path, kind: str, rng: random.Random) -> str:
     """Does it to a block file of the events; tells what was done."""
-    folder = data_dir / "nats/jetstream/$G/streams/CONVO-EVENTS-0/msgs"
-    block = rng.choice(sorted(folder.glob("*.blk")))
+    block = rng.choice(sorted(data_dir.glob("nats/**/streams/CONVO-EVENTS-0/msgs/*.blk")))
     content = bytearray(block.read_bytes())
     place = rng.randrange(len(content))
     match kind.partition(",")[0]:
@@ -81,7 +80,7 @@ def damage(data_dir: Path, kind: str, rng: random.Random) -> str:
             del content[place:]
     block.write_bytes(content)
     if kind.endswith("no index"):
-        (folder / "index.db").unlink(missing_ok=True)
+        block.with_name("index.db").unlink(missing_ok=True)
     return f"{kind}, {block.name} at {place} of {block.stat().st_size} bytes"
 
 

@@ -112,7 +112,7 @@ async def flips(rounds: int, rng: random.Random, directory: Path) -> Result:
 async def _flip(members: Members, load: Load, rng: random.Random) -> None:
     member = rng.choice(members.members)
     await member.stop()
-    blocks = sorted(member.store.glob("*/streams/CONVO-EVENTS-0/msgs/*.blk"))
+    blocks = sorted(member.store.glob("**/streams/CONVO-EVENTS-0/msgs/*.blk"))
     block = rng.choice(blocks)
     content = bytearray(block.read_bytes())
     content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)

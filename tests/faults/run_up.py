@@ -22,6 +22,9 @@ from infra.supervision import Patience, Supervisor
 from services import up
 from services.cli import logs
 
+BESIDE = ("audit", "analytics", "directory")
+"""What runs beside the workers: all that keeps something of the ledger."""
+
 PATIENCE = Patience(longest_s=0.4, failing_after=1_000)
 
 
@@ -31,7 +34,7 @@ def main(workers: str, program: str) -> int:
 
     settings = Settings()
     logs.configure(settings)
-    beside = {name: with_fault(command) for name, command in up.BESIDE.items()}
+    beside = {name: with_fault(up.BESIDE[name]) for name in BESIDE}
     with patch.object(up, "Supervisor", functools.partial(Supervisor, patience=PATIENCE)):
         return asyncio.run(
             up.up(settings, workers=int(workers), worker=with_fault(up.WORKER), beside=beside)

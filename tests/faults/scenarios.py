@@ -7,7 +7,18 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.faults import clocks, disk, kills, links, pauses, power
+from tests.faults import (
+    clocks,
+    comebacks,
+    disk,
+    hostile,
+    kills,
+    links,
+    members,
+    pauses,
+    power,
+    replicas,
+)
 from tests.faults.result import Result
 
 
@@ -28,8 +39,16 @@ class Scenario(NamedTuple):
 
 SCENARIOS = {
     "kills": Scenario(kills.run, 100, 4),
+    "comebacks": Scenario(comebacks.run, 10, 1),
     "power cuts": Scenario(power.run, 50, 2, disk.why_not),
     "pauses": Scenario(pauses.run, 20, 2),
     "links": Scenario(links.run, 25, 2),
     "clock jumps": Scenario(clocks.run, 30, 2),
+    "hostile requests": Scenario(hostile.requests_run, 5_000, 150),
+    "idle, deaf and slow clients": Scenario(hostile.crowd, 10_000, 300),
+    "R3 leader kills": Scenario(replicas.kills, 30, 1, replicas=3),
+    "R3 leader pauses": Scenario(replicas.pauses, 10, 1, replicas=3),
+    "R3 partitions": Scenario(replicas.partitions, 10, 1, members.why_not, replicas=3),
+    "R3 rolling restarts": Scenario(replicas.rolling, 3, 1, replicas=3),
+    "R3 bit flips": Scenario(replicas.flips, 10, 1, replicas=3),
 }
