@@ -61,10 +61,16 @@ class ModelServer:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             length = next(
-                int(line.split(":")[1])
-                for line in head.splitlines()
-                if line.lower().startswith("content-length:")
+                (
+                    int(line.split(":")[1])
+                    for line in head.splitlines()
+                    if line.lower().startswith("content-length:")
+                ),
+                0,
             )
+            if not length:
+                writer.transport.abort()  # somebody looks whether we are up
+                return
             body = json.loads(await reader.readexactly(length))
             self.headers.append(head)
             self.requests.append(body)

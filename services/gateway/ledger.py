@@ -38,7 +38,13 @@ ANSWER_WITHIN_S = 5.0
 RETRIES = 3
 FIRST_PAUSE_S = 0.1
 
-SERVICES = {"cmd": "commands", "list": "directory", "search": "directory", "sql": "analytics"}
+SERVICES = {
+    "cmd": "commands",
+    "list": "directory",
+    "search": "directory",
+    "sql": "analytics",
+    "respond": "responder",
+}
 """Who answers subjects that begin so; all others are queries'."""
 
 
@@ -88,6 +94,29 @@ class Ledger:
         if strong:
             headers[CONSISTENCY] = "strong"
         return await self.ask(f"convo.get.{id.key}.{view}", body, headers)
+
+    async def respond(
+        self,
+        caller: Identity,
+        id: ConversationId,
+        message_id: str,
+        *,
+        min_seq: int,
+        reply_id: str | None = None,
+    ) -> str:
+        """Asks the responder to answer a message; the id of the answer, once that has begun.
+
+        Asked again it is the same answer, unless another `reply_id` is given.
+        """
+        headers = {MIN_SEQ: str(min_seq)}
+        if caller.user_id is not None:
+            headers[USER] = encode_token(caller.user_id)
+        body = {"message_id": message_id}
+        if reply_id is not None:
+            body["reply_id"] = reply_id
+        reply = await self.ask(f"convo.respond.{id.key}", body, headers)
+        answer: str = reply["message_id"]
+        return answer
 
     async def list(self, caller: Identity, body: JSON) -> JSON:
         """The caller's conversations, newest activity first (contract section 4)."""

@@ -227,10 +227,14 @@ class Deployment:
         return found
 
 
-def answering(url: str, workers: int = 1) -> None:
-    """Returns once that many workers answer a ping for commands and for queries alike."""
+def answering(
+    url: str,
+    workers: int = 1,
+    services: Sequence[str] = ("convo-commands", "convo-queries"),
+) -> None:
+    """Returns once that many workers answer a ping for each of the services."""
     deadline = time.monotonic() + READY_TIMEOUT_S
-    for service in ("convo-commands", "convo-queries"):
+    for service in services:
         while len(_pinged(url, service, workers)) < workers:
             assert time.monotonic() < deadline, f"{service} does not come up"
 

@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from tests.acceptance.client import Ledger
 from tests.services.gateway.site import GatewayProcess, Site
+from tests.services.gateway.talking import Talking
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +32,18 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def gateway(site: Site) -> GatewayProcess:
     """The gateway that asks for no credentials."""
     return site.gateway()
+
+
+@pytest.fixture(scope="session")
+def talking(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Talking]:
+    """User messages are answered, by a model that does what they say (`tests.model_server`)."""
+    talking = Talking(site.server, tmp_path_factory.mktemp("talking"))
+    try:
+        talking.start()
+        yield talking
+    finally:
+        talking.stop()
+    assert talking.responder.exit_status() == 0
 
 
 @pytest_asyncio.fixture
