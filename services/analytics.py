@@ -257,21 +257,29 @@ class AnalyticsService:
         self._rebuilding = self._loop.create_task(self._rebuild(request))
 
     async def _rebuild(self, request: Request) -> None:
-        from services.rebuilding import Rebuild, RebuildQuery  # noqa: PLC0415 (it needs this)
+        from services.rebuilding import Comparison, Rebuild, RebuildQuery  # noqa: PLC0415 (it needs this)
 
         try:
             query = parse_as(RebuildQuery, REBUILD, request.data)
-            rebuild = Rebuild(self, lambda said: self._outbox.reply(request, said))
-            result = await rebuild.run(verify=query.verify)
+            if query.only is not None:
+                result = await Comparison(self, query.only).run()
+            else:
+                rebuild = Rebuild(self, lambda said: self._outbox.reply(request, said))
+                result = await rebuild.run(verify=query.verify)
         except Exception as error:  # noqa: BLE001 (no request stays unanswered)
             self._outbox.refuse(request, error)
         else:
             self._outbox.reply(request, result)
 
+    @property
+    def reading(self) -> Client:
+        """The connection that the ledger is read by."""
+        assert self._nc is not None, "start() comes first"
+        return self._nc
+
     async def heads(self) -> dict[int, int]:
         """The last sequence of each partition now. Raises StoreUnavailable."""
-        assert self._nc is not None, "start() comes first"
-        return await heads(self._nc, self.topology)
+        return await heads(self.reading, self.topology)
 
     # -- the file ------------------------------------------------------------------------------
 

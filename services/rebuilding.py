@@ -3,6 +3,9 @@
 The live tables go on being followed and asked until the new ones have caught up; then both stop at
 the same event, are compared table by table, and the new file takes the place of the live one in
 one rename. With `verify` it is thrown away instead, and the live tables go on.
+
+Of one conversation alone the rows are made again from its own events, up to the version that the
+live tables have of it, and compared with those; nothing has to stop for that.
 """
 
 from __future__ import annotations
@@ -11,14 +14,24 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict
+import duckdb
+from eventsourcing.persistence import StoredEvent, Tracking
+from pydantic import BaseModel, ConfigDict, Field
 
+from domain.errors import InvalidRequest
+from domain.identity import ConversationId
+from domain.mapper import ConversationMapper
+from infra.jetstream.envelope import EVENT_HASH, EVENT_TYPE, EVENT_VERSION
 from infra.jetstream.errors import StoreUnavailable
-from projections.analytics.view import AnalyticsView, differences, digests
+from infra.jetstream.scan import Stored, scan
+from projections.analytics.comparison import differences, digests
+from projections.analytics.rows import Received, Rows, new_conversation
+from projections.analytics.view import AnalyticsView
 from services.analytics import AnalyticsService, Tables
 from services.projector import State
 
@@ -26,14 +39,34 @@ log = logging.getLogger(__name__)
 
 TOLD_EVERY_S: Final = 0.5
 DIFFERENCES_MAX: Final = 20
+CATCH_UP_S: Final = 5.0
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class RebuildQuery(BaseModel):
-    """The body of a request. `verify`: compare only, and keep the live tables."""
+    """The body of a request. `verify`: compare only, and keep the live tables.
+
+    With `tenant_id` and `conversation_id` that conversation alone is compared.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     verify: bool = False
+    tenant_id: Name | None = None
+    conversation_id: Name | None = None
+
+    @property
+    def only(self) -> ConversationId | None:
+        """The conversation to compare. Raises InvalidRequest where that cannot be."""
+        if self.conversation_id is None and self.tenant_id is None:
+            return None
+        if self.conversation_id is None or self.tenant_id is None or not self.verify:
+            raise InvalidRequest(
+                "one conversation can be compared, not built anew: give tenant_id, conversation_id "
+                "and verify"
+            )
+        return ConversationId.parse(self.tenant_id, self.conversation_id)
 
 
 class Rebuild:
@@ -53,7 +86,7 @@ class Rebuild:
         RebuildFailed, with the live tables as they were.
         """
         service = self._service
-        self._discard()
+        _discard(self._file)
         view = await asyncio.to_thread(service.open, self._file)
         try:
             target = await service.heads()
@@ -74,7 +107,7 @@ class Rebuild:
         finally:
             with contextlib.suppress(Exception):
                 _close(view)
-            self._discard()
+            _discard(self._file)
         seconds = time.monotonic() - self._started
         return {"ok": True, **result, "exchanged": exchanged, "seconds": round(seconds, 3)}
 
@@ -125,22 +158,104 @@ class Rebuild:
         await self._fill(view, dict(progress.positions))
         return {
             "events": sum(progress.positions.values()),
-            **await asyncio.to_thread(_compare, live.view, view),
+            **await asyncio.to_thread(
+                _compare, live.view.datastore.cursor(), view.datastore.cursor()
+            ),
         }
-
-    def _discard(self) -> None:
-        for file in (self._file, Path(f"{self._file}.wal")):
-            file.unlink(missing_ok=True)
 
 
 class RebuildFailed(StoreUnavailable):
     """The tables could not be built anew; the message says why."""
 
 
-def _compare(live: AnalyticsView, rebuilt: AnalyticsView) -> dict[str, Any]:
-    one, other = live.datastore.cursor(), rebuilt.datastore.cursor()
+class Comparison:
+    """The live rows of one conversation beside those that its events give."""
+
+    def __init__(self, service: AnalyticsService, id: ConversationId) -> None:
+        self._service = service
+        self._id = id
+        self._file = service.path.with_name("comparison.duckdb")
+        self._partition = service.topology.partition(id.key)
+        self._stream = service.topology.stream_name(self._partition)
+        self._conversation = new_conversation(id.key)
+        self._mapper = ConversationMapper()
+        self._events = 0
+
+    async def run(self) -> dict[str, Any]:
+        """Returns the result, as that of a rebuild with `verify`. Raises StoreUnavailable."""
+        service = self._service
+        started = time.monotonic()
+        await service.reached((await service.heads())[self._partition], CATCH_UP_S)
+        assert service.tables is not None
+        live = service.tables.view.datastore.cursor()
+        _discard(self._file)
+        view = await asyncio.to_thread(service.open, self._file)
+        try:
+            live.execute("BEGIN TRANSACTION READ ONLY")
+            version = await asyncio.to_thread(self._version_in, live)
+            await self._fill(view, version)
+            result = await asyncio.to_thread(_compare, live, view.datastore.cursor(), self._id)
+        finally:
+            live.close()
+            with contextlib.suppress(Exception):
+                _close(view)
+            _discard(self._file)
+        seconds = round(time.monotonic() - started, 3)
+        return {
+            "ok": True,
+            "events": self._events,
+            **result,
+            "exchanged": False,
+            "seconds": seconds,
+        }
+
+    def _version_in(self, live: duckdb.DuckDBPyConnection) -> int | None:
+        found = live.execute(
+            "SELECT version FROM conversations WHERE tenant_id = ? AND conversation_id = ?",
+            [*self._id],
+        ).fetchone()
+        return None if found is None else int(found[0])
+
+    async def _fill(self, view: AnalyticsView, version: int | None) -> None:
+        """Folds the conversation's events up to that version; all of them where it is None."""
+        subject = self._service.topology.subject(self._id.key)
+        async with aclosing(scan(self._service.reading, self._stream, subject=subject)) as blocks:
+            async for block in blocks:
+                wanted = [
+                    each
+                    for each in block
+                    if version is None or int(each.headers[EVENT_VERSION]) <= version
+                ]
+                if wanted:
+                    await asyncio.to_thread(self._write, view, wanted)
+                if len(wanted) < len(block):
+                    return
+
+    def _write(self, view: AnalyticsView, block: Sequence[Stored]) -> None:
+        rows = Rows()
+        for received in self._received(block):
+            rows.fold(received, self._conversation)
+        view.write(rows, Tracking(self._stream, block[-1].seq))
+        self._events += len(block)
+
+    def _received(self, block: Sequence[Stored]) -> Iterator[Received]:
+        for each in block:
+            headers = each.headers
+            stored = StoredEvent(
+                self._id.key, int(headers[EVENT_VERSION]), headers[EVENT_TYPE], each.body
+            )
+            event = self._mapper.to_domain_event(stored)
+            yield Received(event, self._partition, each.seq, headers[EVENT_HASH], each.body)
+
+
+def _compare(
+    live: duckdb.DuckDBPyConnection,
+    rebuilt: duckdb.DuckDBPyConnection,
+    only: ConversationId | None = None,
+) -> dict[str, Any]:
+    """Both are closed."""
     try:
-        of_live, of_rebuilt = digests(one), digests(other)
+        of_live, of_rebuilt = digests(live, only), digests(rebuilt, only)
         differing = [table for table in of_live if of_live[table] != of_rebuilt[table]]
         return {
             "same": not differing,
@@ -148,14 +263,23 @@ def _compare(live: AnalyticsView, rebuilt: AnalyticsView) -> dict[str, Any]:
                 table: {"live": of_live[table], "rebuilt": of_rebuilt[table]} for table in of_live
             },
             "differences": {
-                table: differences(one, other, table, DIFFERENCES_MAX) for table in differing
+                table: [
+                    each._asdict()
+                    for each in differences(live, rebuilt, table, DIFFERENCES_MAX, only)
+                ]
+                for table in differing
             },
         }
     finally:
-        one.close()
-        other.close()
+        live.close()
+        rebuilt.close()
 
 
 def _close(view: AnalyticsView) -> None:
     view.close()
     view.datastore.close()
+
+
+def _discard(file: Path) -> None:
+    for each in (file, Path(f"{file}.wal")):
+        each.unlink(missing_ok=True)

@@ -195,7 +195,7 @@ def rebuild(client: Client, *, what: str, verify: bool) -> None:
       convo rebuild analytics --verify
     """
     del what
-    result = asyncio.run(_rebuild(client, {"verify": verify}))
+    result = asyncio.run(ask_rebuild(client, {"verify": verify}))
     if client.as_json:
         output.show_json(result)
     else:
@@ -206,7 +206,12 @@ def rebuild(client: Client, *, what: str, verify: bool) -> None:
         )
 
 
-async def _rebuild(client: Client, body: dict[str, Any]) -> dict[str, Any]:
+class NoAnalytics(Unanswered):
+    """No service keeps the tables."""
+
+
+async def ask_rebuild(client: Client, body: dict[str, Any]) -> dict[str, Any]:
+    """The result of a rebuild, or of a comparison; shows its progress. Raises NoAnalytics."""
     from nats.errors import TimeoutError as NatsTimeout
 
     from services.cli.requests import connected, encode, read_answer, settings_of
@@ -220,7 +225,7 @@ async def _rebuild(client: Client, body: dict[str, Any]) -> dict[str, Any]:
             while True:
                 message = await answers.next_msg(timeout=max(client.timeout_s, ANSWER_WITHIN_S))
                 if not message.data:
-                    raise Unanswered(NOBODY)
+                    raise NoAnalytics(NOBODY)
                 reply = read_answer(message.data).reply
                 if "progress" not in reply:
                     return reply
@@ -265,8 +270,13 @@ def rebuilt(result: dict[str, Any]) -> Iterator[str]:
     for table_name, digests in result["tables"].items():
         mark = "same   " if digests["live"] == digests["rebuilt"] else "DIFFERS"
         yield f"  {mark}  {table_name:<14} {digests['rebuilt']}"
-        for difference in result["differences"].get(table_name, ()):
-            yield output.row(f"           {difference}")
+        for each in result["differences"].get(table_name, ()):
+            field = f" {each['field']}" if each["field"] else ""
+            yield output.row(
+                f"           {each['tenant_id']}/{each['conversation_id']} version "
+                f"{each['version']}{field}: {output.json_text(each['live'])}, the ledger gives "
+                f"{output.json_text(each['rebuilt'])}"
+            )
     if result["exchanged"]:
         yield "the new tables are in place"
 

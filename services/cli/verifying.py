@@ -170,24 +170,66 @@ def _fault(fault: dict[str, Any]) -> str:
 def projections(client: Client, named: Named | None) -> None:
     """What readers are shown, compared with the record; of one conversation or of all."""
     compared, found = run(_projections(client, named))
+    tables = _tables(client, named)
+    in_tables = [] if tables is None else list(_in_tables(tables))
     if client.as_json:
         output.show_json(
             {
                 "ok": True,
-                "valid": not found,
+                "valid": not found and (tables is None or tables["same"] is True),
                 "conversations": compared,
-                "differences": [each._asdict() for each in found],
+                "tables": None if tables is None else tables["tables"],
+                "differences": [each._asdict() for each in (*found, *in_tables)],
             }
         )
     else:
         words = "agree with the record" if not found else "DIFFER from the record"
         summary = f"snapshots and live views of {_count(compared, 'conversation')} {words}"
         output.show([summary, *map(_difference, found)])
+        output.show([_of_tables(tables), *map(_difference, in_tables)])
     if found:
         raise CommandFailed(
             "what readers are shown is not what the record gives: restart the services; a snapshot "
             "that differs is to be deleted"
         )
+    if tables is not None and not tables["same"]:
+        raise CommandFailed(
+            "the analytics tables are not what the record gives: `convo rebuild analytics`"
+        )
+
+
+def _tables(client: Client, named: Named | None) -> dict[str, Any] | None:
+    """What the analytics service found of its tables; None where there is none."""
+    from services.cli.analytics import NoAnalytics, ask_rebuild
+
+    body: dict[str, Any] = {"verify": True}
+    if named is not None:
+        body |= conversation(named)._asdict()
+    try:
+        return run(ask_rebuild(client, body))
+    except NoAnalytics:
+        return None
+
+
+def _in_tables(result: dict[str, Any]) -> Iterator[Difference]:
+    for table, found in result["differences"].items():
+        for each in found:
+            name = "/".join(filter(None, (each["tenant_id"], each["conversation_id"])))
+            field = each["field"] or "row"
+            yield Difference(
+                name, f"analytics.{table}", each["version"], field, each["rebuilt"], each["live"]
+            )
+
+
+def _of_tables(result: dict[str, Any] | None) -> str:
+    if result is None:
+        return "the analytics tables were not compared: no analytics service answers"
+    words = {
+        True: "agree with the record",
+        False: "DIFFER from the record",
+        None: "were NOT compared: they have stopped, see `convo status`",
+    }
+    return f"analytics tables of {_count(result['events'], 'event')} {words[result['same']]}"
 
 
 async def _projections(client: Client, named: Named | None) -> tuple[int, list[Difference]]:

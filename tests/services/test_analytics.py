@@ -24,7 +24,8 @@ from domain.events import EVENT_CLASSES, ConversationEvent
 from infra.jetstream.envelope import pack
 from infra.server import EmbeddedServer
 from infra.settings import Settings
-from projections.analytics.view import DuckDBDatastore, digests
+from projections.analytics.comparison import digests
+from projections.analytics.view import DuckDBDatastore
 from services.analytics import FILE
 from services.bootstrap import Process, running
 
@@ -258,11 +259,11 @@ async def test_a_file_that_another_process_has_is_one_clear_error(
     assert "Traceback" not in ended.stderr
 
 
-async def rebuilt(ledger: Ledger, *, verify: bool) -> JSON:
+async def rebuilt(ledger: Ledger, *, verify: bool, **only: str) -> JSON:
     """The result of a rebuild, behind its progress."""
     inbox = ledger.nats.new_inbox()
     answers = await ledger.nats.subscribe(inbox)
-    body = json.dumps({"verify": verify}).encode()
+    body = json.dumps({"verify": verify, **only}).encode()
     await ledger.nats.publish("convo.analytics.rebuild", body, reply=inbox)
     while True:
         reply: JSON = json.loads((await answers.next_msg(timeout=20)).data)
@@ -314,12 +315,96 @@ async def test_a_rebuild_says_where_the_live_tables_differ_and_mends_them(
         again = await rebuilt(ledger, verify=True)
 
     assert found["same"] is False
-    assert found["differences"] == {
-        "messages": ["(acme, differing, 2) differs"],
-        "usage": ["(acme, differing, 8) only in the second"],
+    place = {"tenant_id": "acme", "conversation_id": "differing"}
+    assert found["differences"]["usage"] == [
+        place | {"version": 8, "field": "", "live": "no such row", "rebuilt": "a row"}
+    ]
+    [of_message] = found["differences"]["messages"]
+    assert of_message == place | {
+        "version": 2,
+        "field": "content",
+        "live": "x",
+        "rebuilt": of_message["rebuilt"],
     }
     assert (mended["same"], mended["exchanged"]) == (False, True)
     assert again["same"] is True
+
+
+async def whole_life(ledger: Ledger, name: str) -> int:
+    """Everything that changes rows that are there already; the sequence of the last event."""
+    await life(ledger, name)
+    texts = ["What", " is", " said"]
+    reply = (await ledger.do(name, "reply.start"))["message_id"]
+    await ledger.do(name, "reply.chunk", message_id=reply, index=0, texts=texts)
+    await ledger.do(name, "reply.finish", message_id=reply)
+    said = await ledger.do(name, "append", role="user", content="secret")
+    await ledger.do(name, "redact", message_id=said["message_id"])
+    await ledger.do(name, "edit", message_id=reply, content="What was said")
+    return int((await ledger.do(name, "close"))["seq"])
+
+
+async def test_one_conversation_is_compared_with_its_events(
+    ledger: Ledger, nats_server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with analytics(nats_server, tmp_path):
+        await whole_life(ledger, "honest")
+        await whole_life(ledger, "erased")
+        await ledger.do("erased", "erase")
+        seq = await whole_life(ledger, "changed")
+        await ledger.rows("SELECT 1", min_seq=seq)
+    datastore = DuckDBDatastore(tmp_path / FILE)
+    writing = datastore.cursor()
+    writing.execute("UPDATE conversations SET title = 'x' WHERE conversation_id = 'changed'")
+    writing.execute("DELETE FROM events WHERE conversation_id = 'changed' AND version = 3")
+    writing.execute("INSERT INTO usage SELECT * FROM usage WHERE conversation_id = 'changed'")
+    datastore.close()
+
+    async with running(Settings(data_dir=tmp_path), ("analytics", "queries"), url=nats_server.url):
+        of = {
+            name: await rebuilt(ledger, verify=True, tenant_id="acme", conversation_id=name)
+            for name in ("honest", "erased", "changed", "nobody")
+        }
+        refused = await ledger.ask("convo.analytics.rebuild", conversation_id="changed")
+        told = await told_by_convo(nats_server, "acme/changed")
+        agreeing = await told_by_convo(nats_server, "acme/honest")
+
+    assert {name: found["same"] for name, found in of.items()} == {
+        "honest": True,
+        "erased": True,
+        "changed": False,
+        "nobody": True,
+    }
+    assert of["honest"]["events"] == 15
+    assert refused["error"]["code"] == "invalid_request"
+    assert [path.name for path in (tmp_path / FILE).parent.iterdir()] == [FILE.name]
+    differences = {
+        (each["source"], each["version"], each["field"]): (each["expected"], each["found"])
+        for each in told["differences"]
+    }
+    assert told["valid"] is False
+    assert differences == {
+        ("analytics.conversations", 15, "title"): ("Plans", "x"),
+        ("analytics.events", 3, "row"): ("a row", "no such row"),
+        ("analytics.usage", 4, "row"): ("a row", "the row twice"),
+        ("analytics.usage", 8, "row"): ("a row", "the row twice"),
+    }
+    assert {each["conversation"] for each in told["differences"]} == {"acme/changed"}
+    assert (agreeing["valid"], agreeing["differences"]) == (True, [])
+
+
+async def told_by_convo(server: EmbeddedServer, name: str) -> JSON:
+    """What `convo verify NAME --projections --json` prints."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "services.cli", "verify", name, "--projections", "--json"),
+        *("--nats", server.url),
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    printed, _ = await process.communicate()
+    told: JSON = json.loads(printed)
+    assert process.returncode == (0 if told["valid"] else 1)
+    return told
 
 
 def serve(server: EmbeddedServer) -> list[str]:

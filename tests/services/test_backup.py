@@ -20,7 +20,8 @@ from infra.jetstream.scan import Stored, scan
 from infra.jetstream.topology import Topology, call
 from infra.server import EmbeddedServer
 from infra.settings import Settings
-from projections.analytics.view import AnalyticsView, DuckDBDatastore, digests
+from projections.analytics.comparison import digests
+from projections.analytics.view import AnalyticsView, DuckDBDatastore
 from services import backup as making
 from services import restore as restoring
 from services.analytics import AnalyticsTarget

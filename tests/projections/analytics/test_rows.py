@@ -22,6 +22,7 @@ from domain.events import (
     MessageRedacted,
     UsageRecorded,
 )
+from projections.analytics.comparison import digests
 from projections.analytics.rows import (
     CONVERSATIONS,
     MESSAGES,
@@ -32,7 +33,7 @@ from projections.analytics.rows import (
     data_of,
     new_conversation,
 )
-from projections.analytics.view import AnalyticsView, DuckDBDatastore, digests
+from projections.analytics.view import AnalyticsView, DuckDBDatastore
 from tests.domain import model as plain
 from tests.domain import strategies
 from tests.domain.specification import (

@@ -147,8 +147,16 @@ def test_what_verify_cannot_understand(convo: Convo) -> None:
 def test_what_readers_are_shown_is_compared_with_the_record(talk: str, convo: Convo) -> None:
     result = convo("verify", "--projections")
     assert result.exit_code == 0, result.output
-    assert result.stdout == "snapshots and live views of 1 conversation agree with the record\n"
-    assert answer(convo("verify", talk, "--projections", "--json"))["differences"] == []
+    assert result.stdout == (
+        "snapshots and live views of 1 conversation agree with the record\n"
+        "analytics tables of 4 events agree with the record\n"
+    )
+    one = answer(convo("verify", talk, "--projections", "--json"))
+    assert (one["valid"], one["differences"], one["tables"]["messages"]["live"][:2]) == (
+        True,
+        [],
+        "2:",
+    )
 
 
 def test_a_difference_is_named(talk: str, convo: Convo, monkeypatch: pytest.MonkeyPatch) -> None:
