@@ -8,7 +8,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from services.endpoint import VERSION
-from services.gateway import chats, conversations, errors, sessions, streams, threads
+from services.gateway import chats, conversations, errors, page, sessions, streams, threads
 from services.gateway.gateway import Gateway
 from services.gateway.guard import Guard
 
@@ -26,6 +26,6 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.state.gateway = gateway
     errors.install(app)
     app.add_middleware(Guard, settings=gateway.settings)
-    for family in (threads, conversations, streams, sessions, chats):
+    for family in (threads, conversations, streams, sessions, chats, page):
         app.include_router(family.router)
     return app

@@ -40,8 +40,9 @@ class EventStream(StreamingResponse):
         events: AsyncGenerator[str, None],
         holding: AsyncExitStack,
         headers: Mapping[str, str] | None = None,
+        status_code: int = 200,
     ) -> None:
-        super().__init__(events, headers={**HEADERS, **(headers or {})})
+        super().__init__(events, status_code, headers={**HEADERS, **(headers or {})})
         self._events = events
         self._holding = holding
 

@@ -33,6 +33,7 @@ PROMPT_MAX: Final = 1_000_000
 QUIET: Final = frozenset({"ConversationStarted", "UsageRecorded"})
 """Events that change nothing of what is shown."""
 
+PROTOCOL: Final = "convo"
 SESSION: Final = "sessionId"
 
 ConversationIdText = Annotated[str, Query(alias="conversationId", max_length=CONVERSATION_MAX)]
@@ -130,7 +131,8 @@ async def ws(
 ) -> None:
     """A chat; see the module's text."""
     id = caller.conversation(conversation_id) if conversation_id else None
-    await websocket.accept()
+    # A browser that offers its credentials as a subprotocol wants one of them taken.
+    await websocket.accept(PROTOCOL if PROTOCOL in websocket.scope["subprotocols"] else None)
     client = Client(Socket(websocket), ours, caller, id, session_id)
     try:
         await attend(client.socket, client.listen(), client.watch())

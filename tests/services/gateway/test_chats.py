@@ -280,3 +280,11 @@ async def test_what_is_not_there_is_not_found(http: httpx.AsyncClient, id: str) 
     ):
         answer = await http.request(method, path, json=body)
         assert (answer.status_code, answer.json()["error"]) == (404, "Chat not found"), path
+
+
+async def test_openapi_says_what_streams(http: httpx.AsyncClient) -> None:
+    answer = await http.get("/openapi.json")
+    assert answer.status_code == 200
+    for path, method in (("/api/chat/{chatId}", "post"), ("/chat", "get")):
+        content = answer.json()["paths"][path][method]["responses"]["200"]["content"]
+        assert list(content) == ["text/event-stream"]

@@ -1,0 +1,469 @@
+// Chats of a Conversation Ledger. What is shown comes over the WebSocket /ws, for every viewer alike;
+// what is said goes out as requests to /api/chat, under an id of its own, so that it is said once.
+
+const the = (id) => document.getElementById(id);
+const KEY = "convo-key";
+const PAUSES_MS = [300, 600, 1200, 2500, 5000];
+const LIST_EVERY_MS = 20_000;
+
+const chat = {
+  id: null, // of the conversation that is shown
+  socket: null,
+  failures: 0,
+  retry: 0,
+  messages: new Map(), // id -> {role, content, element}, in their order
+  running: new Set(), // ids of the answers that are on their way
+  sending: null, // a message that is on its way to the ledger
+};
+
+// -- requests ---------------------------------------------------------------------------------------
+
+async function request(method, path, body) {
+  for (;;) {
+    const headers = body ? { "content-type": "application/json" } : {};
+    const key = sessionStorage.getItem(KEY);
+    if (key) headers.authorization = `Bearer ${key}`;
+    const answer = await fetch(path, { method, headers, body: body && JSON.stringify(body) });
+    if (answer.status === 401) {
+      await signIn();
+      continue;
+    }
+    if (!answer.ok) {
+      const told = await answer.json().catch(() => ({}));
+      throw new Error(told.error || `The ledger answered ${answer.status}.`);
+    }
+    return answer;
+  }
+}
+
+let signingIn = null;
+
+function signIn() {
+  signingIn ??= new Promise((resolve) => {
+    const dialog = the("signing-in");
+    dialog.addEventListener("cancel", (event) => event.preventDefault());
+    dialog.addEventListener("close", () => {
+      sessionStorage.setItem(KEY, the("key").value.trim());
+      the("key").value = "";
+      signingIn = null;
+      resolve();
+    }, { once: true });
+    dialog.showModal();
+  });
+  return signingIn;
+}
+
+// -- the list of chats ------------------------------------------------------------------------------
+
+const list = { pages: 1, timer: 0 };
+
+async function refreshList() {
+  clearTimeout(list.timer);
+  try {
+    const found = [];
+    let next = null;
+    for (let page = 0; page < list.pages; page += 1) {
+      const query = next ? `?limit=50&cursor=${encodeURIComponent(next)}` : "?limit=50";
+      const told = await (await request("GET", `/api/chat${query}`)).json();
+      found.push(...told.chats);
+      next = told.next;
+      if (!next) break;
+    }
+    showList(found, Boolean(next));
+  } catch {
+    // The conversation says that the connection is lost; the list comes back with it.
+  }
+  list.timer = setTimeout(refreshList, document.hidden ? LIST_EVERY_MS * 6 : LIST_EVERY_MS);
+}
+
+function showList(chats, more) {
+  const focused = document.activeElement?.closest?.("#chats [data-key]")?.dataset.key;
+  the("chats").replaceChildren(...chats.map(listed));
+  the("no-chats").hidden = chats.length > 0;
+  the("more").hidden = !more;
+  const shown = chats.find((each) => each.id === chat.id);
+  if (shown) setTitle(shown.title);
+  if (focused) document.querySelector(`#chats [data-key="${CSS.escape(focused)}"]`)?.focus();
+}
+
+function listed({ id, title, updatedAt }) {
+  const item = document.createElement("li");
+  const link = document.createElement("a");
+  link.href = `/?chat=${encodeURIComponent(id)}`;
+  link.dataset.key = `open ${id}`;
+  if (id === chat.id) link.setAttribute("aria-current", "page");
+  const name = document.createElement("span");
+  name.className = "name";
+  name.textContent = title || "Untitled chat";
+  const time = document.createElement("time");
+  time.dateTime = updatedAt;
+  time.textContent = ago(new Date(updatedAt));
+  link.append(name, time);
+  link.addEventListener("click", (event) => go(event, id));
+  const remove = document.createElement("button");
+  remove.type = "button";
+  remove.className = "quiet";
+  remove.textContent = "Delete";
+  remove.dataset.key = `delete ${id}`;
+  remove.setAttribute("aria-label", `Delete ${name.textContent}`);
+  remove.addEventListener("click", () => confirmDelete(id, name.textContent));
+  item.append(link, remove);
+  return item;
+}
+
+function ago(date) {
+  const minutes = Math.round((Date.now() - date) / 60_000);
+  const format = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
+  if (minutes < 1) return "just now";
+  if (minutes < 60) return format.format(-minutes, "minute");
+  if (minutes < 36 * 60) return format.format(-Math.round(minutes / 60), "hour");
+  if (minutes < 14 * 1440) return format.format(-Math.round(minutes / 1440), "day");
+  return date.toLocaleDateString("en", { dateStyle: "medium" });
+}
+
+function confirmDelete(id, name) {
+  const dialog = the("deleting");
+  the("deleting-text").textContent = `“${name}” will not be shown any more. The ledger keeps its events.`;
+  dialog.addEventListener("close", async () => {
+    if (dialog.returnValue !== "delete") return;
+    try {
+      await request("DELETE", `/api/chat/${encodeURIComponent(id)}`);
+      document.querySelector(`#chats [data-key="${CSS.escape(`open ${id}`)}"]`)?.closest("li").remove();
+      if (id === chat.id) open(null, true);
+      setTimeout(refreshList, 500);
+    } catch (error) {
+      notice(error.message);
+    }
+  }, { once: true });
+  dialog.returnValue = "";
+  dialog.showModal();
+}
+
+// -- one conversation -------------------------------------------------------------------------------
+
+function go(event, id) {
+  if (event.ctrlKey || event.metaKey || event.shiftKey || event.button > 0) return;
+  event.preventDefault();
+  open(id, true);
+  sidebar(false);
+  the("prompt").focus();
+}
+
+function open(id, push) {
+  if (push) history.pushState(null, "", id ? `/?chat=${encodeURIComponent(id)}` : "/");
+  chat.id = id;
+  chat.sending = null;
+  chat.running.clear();
+  chat.messages.clear();
+  the("messages").replaceChildren();
+  notice(null);
+  setTitle(null);
+  for (const link of document.querySelectorAll("#chats a")) {
+    if (link.dataset.key === `open ${id}`) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  disconnect();
+  if (id) connect();
+  else empty(true);
+  show();
+}
+
+function setTitle(title) {
+  const name = title || (chat.id ? "Untitled chat" : "New chat");
+  the("title").textContent = name;
+  document.title = `${name} – Conversation Ledger`;
+}
+
+function empty(is, title = "What would you like to talk about?", text = null) {
+  the("empty").hidden = !is;
+  if (!is) return;
+  the("empty-title").textContent = title;
+  the("empty-text").hidden = text === "";
+}
+
+function disconnect() {
+  clearTimeout(chat.retry);
+  const socket = chat.socket;
+  chat.socket = null;
+  socket?.close();
+  connection("");
+}
+
+function connect() {
+  clearTimeout(chat.retry);
+  const url = new URL(`/ws?conversationId=${encodeURIComponent(chat.id)}`, location);
+  url.protocol = url.protocol.replace("http", "ws");
+  const key = sessionStorage.getItem(KEY);
+  const socket = key ? new WebSocket(url, ["convo", `bearer.${base64url(key)}`]) : new WebSocket(url);
+  chat.socket = socket;
+  socket.addEventListener("message", ({ data }) => {
+    if (socket === chat.socket) heard(JSON.parse(data));
+  });
+  socket.addEventListener("close", () => {
+    if (socket !== chat.socket) return;
+    chat.socket = null;
+    connection("Reconnecting…");
+    const pause = PAUSES_MS[Math.min(chat.failures, PAUSES_MS.length - 1)];
+    chat.failures += 1;
+    chat.retry = setTimeout(connect, pause * (0.5 + Math.random() / 2));
+  });
+}
+
+function connection(text) {
+  if (the("connection").textContent !== text) the("connection").textContent = text;
+}
+
+const base64url = (text) =>
+  btoa(String.fromCharCode(...new TextEncoder().encode(text)))
+    .replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+
+function heard(frame) {
+  switch (frame.type) {
+    case "catchup":
+      chat.failures = 0;
+      connection("");
+      caughtUp(frame);
+      break;
+    case "conversation_created":
+      chat.running.add(frame.messageId);
+      notice(null);
+      message(frame.messageId, "assistant", "");
+      break;
+    case "text": {
+      const known = chat.messages.get(frame.messageId);
+      if (known) message(frame.messageId, known.role, known.content + frame.content);
+      break;
+    }
+    case "done":
+      ended(frame.messageId);
+      break;
+    case "error":
+      if (frame.messageId) ended(frame.messageId);
+      notice(`The answer broke off: ${frame.message}.`, true);
+      break;
+  }
+  show();
+}
+
+function caughtUp({ conversation: told, messages: all }) {
+  const conversation = told && !["deleted", "erased"].includes(told.status) ? told : null;
+  const messages = conversation ? all : [];
+  if (conversation?.title) setTitle(conversation.title);
+  const gone = new Set(chat.messages.keys());
+  chat.running.clear();
+  for (const each of messages) {
+    gone.delete(each.id);
+    if (each.streaming) chat.running.add(each.id);
+    message(each.id, each.role, each.content);
+    if (chat.sending?.id === each.id) chat.sending = null;
+  }
+  for (const id of gone) {
+    if (chat.sending?.id === id) continue;
+    chat.messages.get(id).element.remove();
+    chat.messages.delete(id);
+  }
+  if (!conversation) empty(true, "This chat is not there any more, or it is not yours.", "");
+  else empty(messages.length === 0 && !chat.sending);
+}
+
+function ended(id) {
+  chat.running.delete(id);
+  const known = chat.messages.get(id);
+  if (known && !known.content) {
+    known.element.remove();
+    chat.messages.delete(id);
+  }
+  setTimeout(refreshList, 300);
+}
+
+const NAMES = { user: "You", assistant: "Assistant", system: "System", developer: "Developer", tool: "Tool" };
+
+function message(id, role, content) {
+  let known = chat.messages.get(id);
+  if (!known) {
+    const element = document.createElement("li");
+    const by = document.createElement("p");
+    const said = document.createElement("div");
+    by.className = "by";
+    by.textContent = NAMES[role] || role;
+    said.className = "said";
+    said.dir = "auto";
+    said.append("");
+    element.append(by, said);
+    the("messages").append(element);
+    known = { role, content: "", element };
+    chat.messages.set(id, known);
+  }
+  const said = known.element.lastChild;
+  if (content.startsWith(known.content)) said.firstChild.appendData(content.slice(known.content.length));
+  else said.textContent = content || "\u200b";
+  known.content = content;
+  empty(false);
+}
+
+const frame = { asked: false };
+
+function show() {
+  if (frame.asked) return;
+  frame.asked = true;
+  requestAnimationFrame(() => {
+    frame.asked = false;
+    for (const [id, { role, element }] of chat.messages) {
+      const state = chat.running.has(id) ? " streaming" : chat.sending?.id === id ? " sending" : "";
+      if (element.className !== `message ${role}${state}`) element.className = `message ${role}${state}`;
+    }
+    const busy = chat.running.size > 0;
+    the("messages").setAttribute("aria-busy", String(busy));
+    the("stop").hidden = !busy;
+    the("send").hidden = busy;
+    the("send").disabled = Boolean(chat.sending) || !the("prompt").value.trim();
+    if (following) the("scroller").scrollTop = the("scroller").scrollHeight;
+  });
+}
+
+let following = true; // the end of the conversation, until somebody scrolls up
+
+the("scroller").addEventListener("scroll", () => {
+  const { scrollTop, scrollHeight, clientHeight } = the("scroller");
+  following = scrollHeight - scrollTop - clientHeight < 48;
+});
+
+function notice(text, retry = false) {
+  the("notice").hidden = !text;
+  the("notice-text").textContent = text || "";
+  the("again").hidden = !retry;
+}
+
+// -- saying something -------------------------------------------------------------------------------
+
+async function say() {
+  const text = the("prompt").value.trim();
+  if (!text || chat.sending || chat.running.size) return;
+  const said = { id: crypto.randomUUID?.() ?? String(Math.random()).slice(2), text };
+  the("prompt").value = "";
+  following = true;
+  chat.sending = said;
+  notice(null);
+  message(said.id, "user", text);
+  show();
+  try {
+    if (!chat.id) {
+      const made = await (await request("POST", "/api/chat")).json();
+      if (chat.sending !== said) return;
+      chat.id = made.chatId;
+      history.pushState(null, "", `/?chat=${encodeURIComponent(chat.id)}`);
+      connect();
+    }
+    await post(said, "submit-message");
+    if (chat.sending === said) chat.sending = null;
+  } catch (error) {
+    if (chat.sending !== said) return;
+    chat.sending = null;
+    chat.messages.get(said.id)?.element.remove();
+    chat.messages.delete(said.id);
+    the("prompt").value ||= text;
+    empty(chat.messages.size === 0);
+    notice(`That was not sent: ${error.message}`);
+  }
+  show();
+}
+
+async function post({ id, text }, trigger) {
+  const messages = [{ id, role: "user", parts: [{ type: "text", text }] }];
+  const path = `/api/chat/${encodeURIComponent(chat.id)}`;
+  for (let attempt = 0; ; attempt += 1) {
+    try {
+      const answer = await request("POST", path, { messages, trigger });
+      await answer.body?.cancel(); // the answer is heard over the WebSocket, and goes on
+      return;
+    } catch (error) {
+      if (!(error instanceof TypeError) || attempt >= 3) throw error; // not the network's fault
+      await new Promise((resolve) => setTimeout(resolve, PAUSES_MS[attempt]));
+    }
+  }
+}
+
+async function again() {
+  const last = [...chat.messages].reverse().find(([, each]) => each.role === "user");
+  if (!last) return;
+  notice(null);
+  try {
+    await post({ id: last[0], text: last[1].content }, "regenerate-message");
+  } catch (error) {
+    notice(`That was not sent: ${error.message}`, true);
+  }
+}
+
+async function stop() {
+  if (!chat.running.size) return;
+  the("stop").disabled = true;
+  try {
+    await request("POST", `/api/chat/${encodeURIComponent(chat.id)}/stop`);
+  } catch (error) {
+    notice(`The answer goes on: ${error.message}`);
+  }
+  the("stop").disabled = false;
+  the("prompt").focus();
+}
+
+// -- what people do ---------------------------------------------------------------------------------
+
+the("composer").addEventListener("submit", (event) => {
+  event.preventDefault();
+  say();
+  the("prompt").focus();
+});
+the("prompt").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    say();
+  }
+});
+the("prompt").addEventListener("input", show);
+the("stop").addEventListener("click", stop);
+the("again").addEventListener("click", again);
+the("new").addEventListener("click", (event) => go(event, null));
+the("more").addEventListener("click", () => {
+  list.pages += 1;
+  refreshList();
+});
+
+function sidebar(shown) {
+  the("sidebar").classList.toggle("shown", shown);
+  the("shade").hidden = !shown;
+  the("show").setAttribute("aria-expanded", String(shown));
+}
+the("show").addEventListener("click", () => {
+  sidebar(true);
+  the("new").focus();
+});
+for (const id of ["hide", "shade"]) {
+  the(id).addEventListener("click", () => {
+    sidebar(false);
+    the("show").focus();
+  });
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
+  if (the("sidebar").classList.contains("shown")) {
+    sidebar(false);
+    the("show").focus();
+  } else stop();
+});
+
+function comeBack() {
+  if (document.hidden) return;
+  refreshList();
+  if (chat.id && !chat.socket) {
+    chat.failures = 0;
+    connect();
+  }
+}
+document.addEventListener("visibilitychange", comeBack);
+addEventListener("online", comeBack);
+addEventListener("popstate", () => open(new URLSearchParams(location.search).get("chat"), false));
+
+open(new URLSearchParams(location.search).get("chat"), false);
+refreshList();
+the("prompt").focus({ preventScroll: true });
