@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
@@ -145,7 +145,7 @@ def told(error: Exception) -> GatewayError:
         case ConversationError():
             return GatewayError(error.status, error.code, error.message, details=error.details)
         case RequestValidationError():
-            return _unreadable(error)
+            return unreadable(error)
         case HTTPException():
             code = CODES.get(error.status_code, "invalid_request")
             return GatewayError(error.status_code, code, str(error.detail), headers=error.headers)
@@ -176,9 +176,9 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, answer)
 
 
-def _unreadable(error: RequestValidationError) -> GatewayError:
+def unreadable(error: RequestValidationError | ValidationError) -> GatewayError:
     """Names each field that is wrong, where it stands."""
-    if isinstance(error.body, bytes):
+    if isinstance(error, RequestValidationError) and isinstance(error.body, bytes):
         return invalid(
             "the body is read as JSON only with the header Content-Type: application/json"
         )

@@ -8,6 +8,7 @@ bounded in time.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +28,7 @@ from services.endpoint import (
     MIN_SEQ,
     USER,
 )
-from services.gateway.errors import GatewayError, refused
+from services.gateway.errors import NOT_INITIALIZED, GatewayError, refused
 from services.gateway.identity import Identity
 
 JSON = dict[str, Any]
@@ -37,6 +38,9 @@ ANSWER_WITHIN_S = 5.0
 
 RETRIES = 3
 FIRST_PAUSE_S = 0.1
+
+PAGE = 500
+_NEWEST = 2**53
 
 SERVICES = {
     "cmd": "commands",
@@ -95,6 +99,26 @@ class Ledger:
             headers[CONSISTENCY] = "strong"
         return await self.ask(f"convo.get.{id.key}.{view}", body, headers)
 
+    async def begin(
+        self,
+        caller: Identity,
+        id: ConversationId,
+        verb: str,
+        body: JSON,
+        *,
+        user_id: str | None = None,
+        command_id: str | None = None,
+    ) -> JSON:
+        """Writes as `command` does, and begins the conversation first where there is none yet."""
+        command_id = command_id or new_id()
+        try:
+            return await self.command(caller, id, verb, body, command_id=command_id)
+        except GatewayError as error:
+            if error.code != NOT_INITIALIZED:
+                raise
+        await self.command(caller, id, "init", {"user_id": user_id or caller.user})
+        return await self.command(caller, id, verb, body, command_id=command_id)
+
     async def respond(
         self,
         caller: Identity,
@@ -117,6 +141,24 @@ class Ledger:
         reply = await self.ask(f"convo.respond.{id.key}", body, headers)
         answer: str = reply["message_id"]
         return answer
+
+    async def messages_newest(
+        self, caller: Identity, id: ConversationId, limit: int, *, min_seq: int | None = None
+    ) -> JSON:
+        """The last `limit` messages since the reset, however many the window holds.
+
+        Returns {version, seq, messages[] oldest first, more: whether there are older ones}.
+        """
+        messages: deque[JSON] = deque()
+        before: int | None = _NEWEST
+        reply: JSON = {}
+        while before is not None and len(messages) < limit:
+            body = {"before_version": before, "limit": min(limit - len(messages), PAGE)}
+            page = await self.query(caller, id, "history", body, min_seq=min_seq)
+            messages.extendleft(reversed(page["messages"]))
+            before = page.get("next")
+            reply = reply or page
+        return {**reply, "messages": list(messages), "more": before is not None}
 
     async def list(self, caller: Identity, body: JSON) -> JSON:
         """The caller's conversations, newest activity first (contract section 4)."""

@@ -25,7 +25,7 @@ from pydantic_core import from_json
 
 from domain.identity import ConversationId
 from infra.jetstream.errors import NATS_FAILURES
-from services.gateway.errors import NOT_INITIALIZED, GatewayError
+from services.gateway.errors import NOT_INITIALIZED, GatewayError, not_initialized
 from services.gateway.identity import Identity
 from services.gateway.ledger import JSON, Ledger
 from services.tasks import ended
@@ -43,6 +43,9 @@ CERTAIN_FOR_S: Final = 15.0
 """And however quiet, a feed that is watched asks this often: a cluster may lose without a word."""
 
 PAGE: Final = 500
+
+OWNING: Final = frozenset({"ConversationStarted", "ContextUpdated"})
+"""Events that say whose the conversation is."""
 
 _SEQ = "Nats-Sequence"
 
@@ -76,6 +79,14 @@ class Event:
         self.size = size
         self._made: dict[Any, Any] = {}
 
+    def of_another(self, user_id: str | None) -> bool:
+        """Whether the conversation is from here on another user's than `user_id` (None: anyone)."""
+        return (
+            user_id is not None
+            and self.type in OWNING
+            and self.data.get("user_id", user_id) != user_id
+        )
+
     def memo(self, key: Any, make: Callable[[Event], T]) -> T:
         """What `make` makes of the event, made once for all viewers that ask under `key`."""
         if key not in self._made:
@@ -87,8 +98,9 @@ class Event:
 class Viewer:
     """One who watches a feed; make it with `Live.watching`."""
 
-    def __init__(self, feed: Feed) -> None:
+    def __init__(self, feed: Feed, user_id: str | None) -> None:
         self.feed = feed
+        self.user_id = user_id
         self.version = 0
         self._queue: deque[Event] = deque()
         self._bytes = 0
@@ -107,7 +119,7 @@ class Viewer:
     async def next(self, timeout: float | None = None) -> Event | None:
         """The event that follows; None when there is none within `timeout` seconds.
 
-        Raises TooSlow or Closing when there will be none any more.
+        Raises TooSlow, Closing or GatewayError when there will be none any more.
         """
         while True:
             while self._queue:
@@ -137,6 +149,9 @@ class Viewer:
     def put(self, event: Event) -> None:
         """Hands over an event; too many of them end the viewer."""
         if self._end is not None or event.version <= self.version:
+            return
+        if event.of_another(self.user_id):
+            self.end(not_initialized())
             return
         self._queue.append(event)
         self._bytes += event.size
@@ -283,19 +298,20 @@ class Live:
         self._ticker = asyncio.get_running_loop().create_task(self._tick())
 
     @asynccontextmanager
-    async def watching(self, id: ConversationId) -> AsyncIterator[Viewer]:
+    async def watching(self, id: ConversationId, caller: Identity) -> AsyncIterator[Viewer]:
         """A viewer of the conversation inside the block, from now on.
 
         Then read it as of `viewer.seq`, `viewer.begin(version)`, and go on with `viewer.next()`.
-        Whether the caller may see it is for that read to say. Raises GatewayError when the ledger
-        cannot be reached, Closing when this process stops.
+        Whether the caller may see it is for that read to say; once it becomes another user's, the
+        viewer ends. Raises GatewayError when the ledger cannot be reached, Closing when this
+        process stops.
         """
         if self._closing:
             raise Closing("this gateway stops: connect again")
         feed = self.feeds.get(id)
         if feed is None:
             feed = self.feeds[id] = Feed(id, self)
-        viewer = Viewer(feed)
+        viewer = Viewer(feed, caller.user_id)
         feed.viewers.add(viewer)
         try:
             await asyncio.shield(feed.ready)
