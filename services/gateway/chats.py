@@ -333,7 +333,7 @@ async def _watched(
     ours: Gateway, caller: Identity, id: ConversationId, holding: AsyncExitStack
 ) -> tuple[Viewer, JSON]:
     """A viewer of the chat, and its state, which the viewer follows. 404 when it is not there."""
-    viewer = await holding.enter_async_context(ours.live.watching(id))
+    viewer = await holding.enter_async_context(ours.live.watching(id, caller))
     return viewer, await _read(ours, caller, id, viewer)
 
 

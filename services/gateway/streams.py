@@ -163,7 +163,9 @@ class View:
 
     async def open(self, holding: AsyncExitStack) -> None:
         """Watches from now on. Raises GatewayError: it does not exist, or is another user's."""
-        self._viewer = await holding.enter_async_context(self._ours.live.watching(self.id))
+        self._viewer = await holding.enter_async_context(
+            self._ours.live.watching(self.id, self._caller)
+        )
         await self._read(self._viewer.seq)
 
     async def say(self, prompt: str, session_id: str | None) -> str:

@@ -15,6 +15,7 @@ import websockets
 
 from tests.acceptance.client import Ledger
 from tests.services.gateway.site import GatewayProcess
+from tests.services.gateway.talking import Talking
 
 
 class Talker:
@@ -33,7 +34,7 @@ class Talker:
 
 
 @asynccontextmanager
-async def talking(gateway: GatewayProcess, id: str) -> AsyncIterator[Talker]:
+async def connected(gateway: GatewayProcess, id: str) -> AsyncIterator[Talker]:
     """A connected client, the greeting not yet read."""
     async with websockets.connect(f"{gateway.ws}/conversation/{id}", max_size=None) as connection:
         yield Talker(connection)
@@ -100,7 +101,7 @@ async def test_everybody_hears_what_is_said(
 ) -> None:
     await say(http, id, "before")
     await http.put(f"/conversation/{id}/state", json={"model": "m-1"})
-    async with talking(gateway, id) as ada, talking(gateway, id) as bob:
+    async with connected(gateway, id) as ada, connected(gateway, id) as bob:
         greeting = {
             "type": "system",
             "content": "Connected to conversation",
@@ -128,7 +129,7 @@ async def test_history_is_told_to_who_asks_and_cleared_for_all(
     gateway: GatewayProcess, http: httpx.AsyncClient, id: str
 ) -> None:
     first = await say(http, id, "first", tokens=5)
-    async with talking(gateway, id) as ada, talking(gateway, id) as bob:
+    async with connected(gateway, id) as ada, connected(gateway, id) as bob:
         await ada.next()
         await bob.next()
         await ada.send({"type": "system", "content": "get_history"})
@@ -151,11 +152,11 @@ async def test_a_reply_is_followed(
     await say(http, id, "tell me")
     conversation = ledger.conversation(id, "default")
     await conversation.do("reply.start", message_id="r")
-    async with talking(gateway, id) as early:
+    async with connected(gateway, id) as early:
         assert (await early.next())["metadata"]["messageCount"] == 2
         await conversation.do("reply.chunk", message_id="r", index=0, texts=["Once ", "upon "])
         assert await early.next() == {"type": "status", "status": "streaming"}
-        async with talking(gateway, id) as late:
+        async with connected(gateway, id) as late:
             await late.next()
             await conversation.do("reply.chunk", message_id="r", index=2, texts=["a time"])
             await conversation.do("reply.finish", message_id="r")
@@ -169,6 +170,50 @@ async def test_a_reply_is_followed(
         assert await early.next() == {"type": "status", "status": "thinking"}
         await conversation.do("reply.abort", message_id="s")
         assert await early.next() == {"type": "status", "status": "complete"}
+
+
+async def test_the_copilot_answers(http: httpx.AsyncClient, talking: Talking, id: str) -> None:
+    question = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "say 5"},
+    ]
+    for asked in (question, [*question, {"role": "user", "content": "and now?"}]):
+        answer = await http.post("/api/copilot", json={"conversationId": id, "messages": asked})
+        assert answer.status_code == 200, answer.text
+        told = answer.json()
+        assert (told["success"], told["conversationId"]) == (True, id)
+        assert told["message"]["role"] == "assistant"
+        assert told["message"]["content"] == ("0 1 2 3 4 " if asked is question else "and now?")
+    shown = (await http.get(f"/conversation/{id}/messages")).json()["messages"]
+    assert shown[-1] == told["message"]
+    assert [each["role"] for each in shown] == ["system", "user", "assistant", "user", "assistant"]
+
+
+async def test_the_copilot_uses_the_default_conversation(
+    http: httpx.AsyncClient, talking: Talking
+) -> None:
+    answer = await http.post(
+        "/api/copilot", json={"messages": [{"role": "user", "content": "hello"}]}
+    )
+    assert answer.json()["conversationId"] == "default"
+    shown = (await http.get("/conversation/default/messages")).json()["messages"]
+    assert shown[-1] == answer.json()["message"]
+
+
+async def test_an_answer_that_breaks_off_is_told_as_that(
+    http: httpx.AsyncClient, talking: Talking, id: str
+) -> None:
+    messages = [{"role": "user", "content": "break after 3"}]
+    answer = await http.post("/api/copilot", json={"conversationId": id, "messages": messages})
+    told = answer.json()
+    assert (answer.status_code, told["code"], told["retryable"]) == (502, "answer_aborted", True)
+    assert told["details"]["message"]["content"] == "0 1 2 "
+
+
+@pytest.mark.parametrize("messages", [[], [{"role": "assistant", "content": "hi"}], None])
+async def test_the_copilot_wants_a_question(http: httpx.AsyncClient, messages: Any) -> None:
+    answer = await http.post("/api/copilot", json={"messages": messages})
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +234,7 @@ async def test_a_reply_is_followed(
 async def test_a_bad_frame_leaves_the_connection_open(
     gateway: GatewayProcess, id: str, frame: Any, says: str
 ) -> None:
-    async with talking(gateway, id) as client:
+    async with connected(gateway, id) as client:
         assert (await client.next())["metadata"]["messageCount"] == 0
         await client.send(frame)
         told = await client.next()
@@ -202,7 +247,7 @@ async def test_a_bad_frame_leaves_the_connection_open(
 async def test_a_frame_that_is_too_large_ends_the_connection(
     gateway: GatewayProcess, id: str
 ) -> None:
-    async with talking(gateway, id) as client:
+    async with connected(gateway, id) as client:
         await client.next()
         await client.send({"type": "chat", "role": "user", "content": "x" * 1_100_000})
         with pytest.raises(websockets.ConnectionClosed) as ended:
@@ -212,7 +257,7 @@ async def test_a_frame_that_is_too_large_ends_the_connection(
 
 
 async def test_too_many_frames_end_the_connection(gateway: GatewayProcess, id: str) -> None:
-    async with talking(gateway, id) as client:
+    async with connected(gateway, id) as client:
         with pytest.raises(websockets.ConnectionClosed) as ended:
             await _flood(client)
     assert ended.value.rcvd is not None
@@ -223,7 +268,7 @@ async def test_a_stopping_gateway_tells_its_viewers_to_come_back(
     site: Any, http: httpx.AsyncClient, id: str
 ) -> None:
     leaving = site.gateway()
-    async with talking(leaving, id) as client:
+    async with connected(leaving, id) as client:
         await client.next()
         leaving.ask_to_stop()
         with pytest.raises(websockets.ConnectionClosed) as ended:
