@@ -326,6 +326,7 @@ CONFIG = """\
 # Written by `convo up` at each start; changes made here do not last.
 server_name: {name}
 listen: "{host}:{port}"
+http: "{host}:-1"
 ports_file_dir: {ports_dir}
 max_payload: {max_payload}
 max_pending: 512MB

@@ -20,6 +20,7 @@ from nats.aio.client import Client
 from domain.conversation import Limits
 from infra.connection import connect
 from infra.jetstream.errors import StoreUnavailable
+from infra.jetstream.fence import Fence
 from infra.jetstream.store import Store
 from infra.jetstream.topology import Topology
 from infra.settings import Settings
@@ -55,6 +56,9 @@ SERVICES = (
 ANSWERING = ("commands", "queries", "audit", "analytics", "directory", "responder")
 """Those of them that answer requests, as NATS micro services; the others only do their work."""
 
+FENCE = "fence"
+"""Within the data directory: what was seen of each stream, see `infra.jetstream.fence`."""
+
 STORE_WITHIN_S = 30.0
 """How long JetStream may take to be ready after the server answers (it recovers its streams)."""
 
@@ -84,12 +88,15 @@ class Process:
         outbox: Outbox,
         settings: Settings,
         reading: Client,
+        *,
+        fence: Fence,
     ) -> None:
         self.store = store
+        self.fence = fence
         self.conversations = conversations
         self.settings = settings
-        self.commands = CommandService(conversations, outbox)
-        self.queries = QueryService(conversations, outbox)
+        self.commands = CommandService(conversations, outbox, fence)
+        self.queries = QueryService(conversations, outbox, fence)
         self.audit = AuditService(store, reading, outbox, window_size=settings.window_size)
         self.notary = Notary(store.topology, reading, settings)
         self.sweeper = Sweeper(settings, store.topology, reading)
@@ -101,8 +108,8 @@ async def running(
 ) -> AsyncIterator[Process]:
     """Runs the named services of `SERVICES` against the server at `url`, inside the block.
 
-    Leaving the block drains. Raises ConnectionRefused, StreamMismatch or StoreUnavailable when
-    they cannot start.
+    Leaving the block drains. Raises ConnectionRefused, StreamMismatch, LedgerWentBack or
+    StoreUnavailable when they cannot start.
     """
     name = "convo-" + "-".join(services)
     async with contextlib.AsyncExitStack() as stack:
@@ -113,7 +120,12 @@ async def running(
         stack.push_async_callback(writing.close)
         reading = await connect(url, name=f"{name}-read", settings=settings)
         stack.push_async_callback(reading.close)
-        store = await _open(topology(settings), writing, reading)
+        ledger = topology(settings)
+        names = [ledger.stream_name(partition) for partition in range(ledger.partitions)]
+        fence = Fence(reading, settings.data_dir / FENCE, names)
+        store = await _open(ledger, fence, writing, reading)
+        await fence.start()
+        stack.push_async_callback(fence.close)
         stack.push_async_callback(store.close)
         conversations = Conversations(
             store,
@@ -122,7 +134,7 @@ async def running(
             cache_bytes=settings.cache_bytes,
         )
         outbox = Outbox(writing)
-        process = Process(store, conversations, outbox, settings, reading)
+        process = Process(store, conversations, outbox, settings, reading, fence=fence)
         directory = DirectoryService(settings, store.topology, outbox)
         analytics: AnalyticsService | None = None
         try:
@@ -159,10 +171,11 @@ async def running(
             await outbox.close()
 
 
-async def _open(topology: Topology, writing: Client, reading: Client) -> Store:
+async def _open(topology: Topology, fence: Fence, writing: Client, reading: Client) -> Store:
     give_up_at = asyncio.get_running_loop().time() + STORE_WITHIN_S
     while True:
         try:
+            await fence.check()
             return await Store.open(topology, writing=writing, reading=reading)
         except StoreUnavailable:
             if asyncio.get_running_loop().time() > give_up_at:
@@ -171,7 +184,8 @@ async def _open(topology: Topology, writing: Client, reading: Client) -> Store:
 
 
 async def serve(settings: Settings, services: Sequence[str], *, url: str) -> None:
-    """Runs the named services until SIGINT or SIGTERM, then drains. Raises as `running` does."""
+    """Runs the named services until SIGINT or SIGTERM, then drains. Raises as `running` does, and
+    LedgerWentBack when the ledger goes back in time meanwhile."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):

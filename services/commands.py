@@ -8,7 +8,7 @@ on its way to the disk.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from nats.aio.client import Client
@@ -22,6 +22,7 @@ from domain.events import ConversationEvent, UsageRecorded
 from domain.identity import ConversationId
 from infra.jetstream.envelope import Recorded
 from infra.jetstream.errors import LedgerDamaged
+from infra.jetstream.fence import Fence
 from projections.messages import Beginning
 from projections.state import ConversationView
 from projections.totals import Totals
@@ -46,9 +47,12 @@ PREFIX = "convo.cmd."
 class CommandService:
     """Answers command messages out of one `Conversations`."""
 
-    def __init__(self, conversations: Conversations, outbox: Outbox) -> None:
+    def __init__(
+        self, conversations: Conversations, outbox: Outbox, fence: Fence | None = None
+    ) -> None:
         self._conversations = conversations
         self._outbox = outbox
+        self._fence = fence
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, nc: Client) -> Service:
@@ -62,6 +66,21 @@ class CommandService:
 
     async def handle(self, request: Request) -> None:
         """Takes one request; its reply is sent when its events are on disk, or it is refused."""
+        if self._fence is not None and not self._fence.is_passed:
+            self._in_background(self._handle_behind(self._fence, request))
+            return
+        self._handle(request)
+
+    async def _handle_behind(self, fence: Fence, request: Request) -> None:
+        """The same once the ledger is known to be the one it was: the server was away."""
+        try:
+            await fence.passed()
+        except Exception as error:  # noqa: BLE001 (no request stays unanswered)
+            self._outbox.refuse(request, error)
+        else:
+            self._handle(request)
+
+    def _handle(self, request: Request) -> None:
         try:
             id, verb = conversation_of(request.subject, PREFIX)
             command = parse_command(verb, request.data)
@@ -80,17 +99,18 @@ class CommandService:
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def _reply(
         self, request: Request, id: ConversationId, command: Command, answer: Answer | Exception
     ) -> None:
         if isinstance(answer, Exception):
             self._outbox.refuse(request, answer)
         elif answer.receipt is not None:
-            task = asyncio.get_running_loop().create_task(
-                self._reply_again(request, id, command, answer.receipt)
-            )
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._in_background(self._reply_again(request, id, command, answer.receipt))
         else:
             body = self._body(id, answer.view.version, answer.view.seq)
             body["events"] = _events(answer.events, answer.seqs)

@@ -18,6 +18,7 @@ from infra.jetstream.errors import (
     StoreUnavailable,
     TooLarge,
 )
+from infra.jetstream.fence import LedgerWentBack
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def refusal(error: Exception) -> Refusal:
                 retryable=True,
                 details={"reason": str(error)},
             )
-        case StoreUnavailable() | NotYetThere():
+        case StoreUnavailable() | NotYetThere() | LedgerWentBack():
             return Refusal("storage_unavailable", 503, str(error), retryable=True)
         case Conflict():
             return Refusal(

@@ -20,6 +20,7 @@ from domain.commands import parse_as
 from domain.errors import ConversationNotInitialized, InvalidRequest
 from domain.identity import ConversationId
 from infra.jetstream.envelope import Recorded
+from infra.jetstream.fence import Fence
 from projections.state import ConversationView
 from services.conversations import Conversations
 from services.endpoint import (
@@ -114,8 +115,11 @@ class Asked:
 class QueryService(Answering):
     """Answers queries out of one `Conversations`."""
 
-    def __init__(self, conversations: Conversations, outbox: Outbox) -> None:
+    def __init__(
+        self, conversations: Conversations, outbox: Outbox, fence: Fence | None = None
+    ) -> None:
         self._conversations = conversations
+        self._fence = fence
         self._store = conversations.store
         super().__init__(outbox, self._answer)
         self._views: dict[str, tuple[type[Query], Callable[[Asked], Awaitable[dict[str, Any]]]]] = {
@@ -136,6 +140,8 @@ class QueryService(Answering):
         )
 
     async def _answer(self, request: Request) -> dict[str, Any]:
+        if self._fence is not None and not self._fence.is_passed:
+            await self._fence.passed()
         asked, show = self._understand(request)
         return await show(asked)
 

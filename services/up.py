@@ -18,10 +18,13 @@ from nats.errors import Error as NatsError
 
 import services
 from infra.connection import ConnectionRefused, connect
+from infra.jetstream.errors import StoreUnavailable
+from infra.jetstream.fence import Fence, LedgerWentBack
 from infra.lock import DataDirInUse, DataDirUnusable, own
 from infra.server import EmbeddedServer, ServerFailed
 from infra.settings import Settings, variable, without_password
 from infra.supervision import STATUS_FILE, Child, Program, State, Supervisor
+from services.bootstrap import FENCE, topology
 
 WORKER = (sys.executable, "-P", "-m", "services.cli", "serve", "commands", "queries")
 """Told by its environment where NATS is."""
@@ -48,6 +51,16 @@ DEFAULT_URL = "nats://127.0.0.1:4222"
 
 class NotReady(Exception):
     """The workers do not answer; the message says what to do."""
+
+
+_CANNOT_START = (
+    ConnectionRefused,
+    DataDirInUse,
+    DataDirUnusable,
+    LedgerWentBack,
+    NotReady,
+    ServerFailed,
+)
 
 
 class Wish:
@@ -93,7 +106,7 @@ async def up(
     try:
         with wish.listening(), own(settings.data_dir):
             await Ledger(settings, workers, worker, beside, wish).run()
-    except (ConnectionRefused, DataDirInUse, DataDirUnusable, NotReady, ServerFailed) as error:
+    except _CANNOT_START as error:
         print(f"convo up: {error}", file=sys.stderr, flush=True)
         return 1
     return 0
@@ -141,6 +154,7 @@ class Ledger:
         url = await self._nats()
         client = await connect(url, name="convo-up", settings=self.settings)
         try:
+            await self._not_gone_back(client)
             self.supervisor.facts = {
                 "url": without_password(url),
                 "data_dir": str(self.settings.data_dir.absolute()),
@@ -189,6 +203,16 @@ class Ledger:
         )
         await self.server.start()
         return self.server.url
+
+    async def _not_gone_back(self, client: Client) -> None:
+        """Raises LedgerWentBack before anything is built on a ledger that is not what it was.
+
+        A store that does not answer yet is left to the services, which look again themselves.
+        """
+        ledger = topology(self.settings)
+        streams = [ledger.stream_name(partition) for partition in range(ledger.partitions)]
+        with contextlib.suppress(StoreUnavailable):
+            await Fence(client, self.settings.data_dir / FENCE, streams).check()
 
     async def _answering(self, client: Client, children: Sequence[Child]) -> None:
         """Returns once each service has answered a ping. `NotReady` when none will."""

@@ -13,7 +13,7 @@ from nats.aio.client import Client
 
 from infra.connection import connect
 from infra.server import EmbeddedServer
-from infra.settings import PREFIX, Settings
+from infra.settings import PREFIX, Settings, variable
 
 UNTIL_TIMEOUT_S = 30.0
 
@@ -25,6 +25,22 @@ def no_settings_of_this_machine() -> Iterator[None]:
         for name in [each for each in os.environ if each.startswith(PREFIX)]:
             patch.delenv(name)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data_dir_of_the_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Services that are given no data directory have one that no other module's have seen."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(variable("data_dir"), str(tmp_path_factory.mktemp("data")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def data_dir_of_the_test(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same for each test: what one has seen of a ledger is no other's concern."""
+    monkeypatch.setenv(variable("data_dir"), str(tmp_path_factory.mktemp("data")))
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,12 @@ from nats.aio.client import Client as Connection
 
 from infra.connection import SERVER_VERSION_MIN
 from infra.jetstream.errors import StoreUnavailable
+from infra.jetstream.fence import LedgerWentBack, Witnesses, problem_with
 from infra.jetstream.topology import call, differences
 from infra.server import HOST, ServerMissing, find_program
 from infra.settings import InForce, Settings, without_password
 from infra.supervision import read_status
-from services.bootstrap import ANSWERING, topology
+from services.bootstrap import ANSWERING, FENCE, topology
 from services.cli.errors import CommandFailed, Unanswered
 from services.cli.inspection import server_version, services
 from services.cli.output import row
@@ -116,12 +117,32 @@ async def examine(settings: Settings, timeout_s: float) -> Checkup:
             found.checks += [
                 await _services(connection),
                 *await streams(connection, settings, timeout_s),
+                await _fence(connection, settings),
             ]
     except Unanswered as error:
         found.checks += _without_server(settings, error)
     except CommandFailed as error:  # too old, or it would not have us
         found.checks.append(Check("FAIL", "server", error.message))
     return found
+
+
+async def _fence(connection: Connection, settings: Settings) -> Check:
+    """Whether the streams are what was seen of them in the data directory."""
+    witnesses = Witnesses(settings.data_dir / FENCE)
+    ledger = topology(settings)
+    found = []
+    for partition in range(settings.partitions):
+        witness = witnesses.get(ledger.stream_name(partition))
+        if witness is None:
+            continue
+        try:
+            problem = await problem_with(connection, witness)
+        except StoreUnavailable as error:
+            return Check("FAIL", "fence", str(error))
+        if problem is not None:
+            return Check("FAIL", "fence", str(LedgerWentBack(witness.stream, problem)))
+        found.append(f"{witness.stream} up to sequence {witness.seq:,}")
+    return Check("ok", "fence", f"has what was seen here: {', '.join(found) or 'nothing yet'}")
 
 
 def _versions(program: Check) -> dict[str, str]:

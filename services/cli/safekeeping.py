@@ -1,4 +1,4 @@
-"""The commands that keep a copy of a ledger: backup, restore."""
+"""The commands that keep a ledger from loss: backup, restore, fence."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,9 +19,15 @@ if TYPE_CHECKING:
     from nats.aio.client import Client as Connection
 
     from infra.jetstream.archive import Archive
+    from infra.jetstream.fence import Witnesses
     from infra.settings import Settings
     from services.backup import Copied
     from services.ledger_check import PartitionCheck
+
+ACCEPTED = (
+    "accepted: the ledger counts as it is now. Tables and lists may hold what it lost: "
+    "`convo rebuild analytics`, and remove the directory's folder (docs/operations.md)"
+)
 
 directory_argument = click.argument(
     "folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False)
@@ -109,9 +115,14 @@ async def _backup(
 @click.command()
 @directory_argument
 @click.option("--check", is_flag=True, help="Only check DIR; needs no server.")
+@click.option(
+    "--accept-loss", is_flag=True, help="Even where more was seen here than the backup has."
+)
 @data_option
 @client_options
-def restore(client: Client, *, folder: Path, check: bool, data_dir: Path | None) -> None:
+def restore(
+    client: Client, *, folder: Path, check: bool, accept_loss: bool, data_dir: Path | None
+) -> None:
     """Bring a ledger back from the backup in DIR.
 
     Into the data directory (--data), with a server of its own meanwhile; or, with --nats, into the
@@ -124,11 +135,8 @@ def restore(client: Client, *, folder: Path, check: bool, data_dir: Path | None)
       convo restore /backup/convo --nats nats://nats.example:4222
       convo restore /backup/convo --check
     """
-    from infra.connection import ConnectionRefused
     from infra.jetstream.archive import Archive, ArchiveRefused
     from infra.jetstream.errors import StoreUnavailable, StreamMismatch
-    from infra.lock import DataDirInUse, DataDirUnusable
-    from infra.server import ServerFailed
     from services.cli.scanning import Counting, run
 
     began = time.monotonic()
@@ -138,18 +146,12 @@ def restore(client: Client, *, folder: Path, check: bool, data_dir: Path | None)
         with Counting("checking the backup", wanted=not client.as_json, what="bytes") as counting:
             archive.check(counting.at)
         if not check:
-            checks = run(_restore(client, archive, data_dir))
+            checks = run(_restore(client, archive, data_dir, accept_loss=accept_loss))
     except (ArchiveRefused, StoreUnavailable, StreamMismatch) as error:
-        _refuse(error)
-    except (ConnectionRefused, DataDirInUse, DataDirUnusable, ServerFailed) as error:
-        _refuse(error)
+        raise CommandFailed(str(error)) from None
     except KeyboardInterrupt:
         raise Interrupted("interrupted: the same command goes on where this one ended") from None
     _tell(client, archive, checks, time.monotonic() - began)
-
-
-def _refuse(error: Exception) -> NoReturn:
-    raise CommandFailed(str(error)) from None
 
 
 def _tell(client: Client, archive: Archive, checks: list[PartitionCheck], seconds: float) -> None:
@@ -179,8 +181,11 @@ def _tell(client: Client, archive: Archive, checks: list[PartitionCheck], second
         raise CommandFailed(NOT_VALID)
 
 
-async def _restore(client: Client, archive: Archive, data_dir: Path | None) -> list[PartitionCheck]:
-    from services.bootstrap import topology
+async def _restore(
+    client: Client, archive: Archive, data_dir: Path | None, *, accept_loss: bool
+) -> list[PartitionCheck]:
+    from infra.jetstream.fence import Witnesses, seen
+    from services.bootstrap import FENCE, topology
     from services.cli.requests import settings_of
     from services.cli.scanning import Counting
     from services.ledger_check import check_partition
@@ -191,6 +196,9 @@ async def _restore(client: Client, archive: Archive, data_dir: Path | None) -> l
     settings = settings_of(client.nats, data_dir=data_dir)
     settings = settings.model_copy(update={"partitions": archive.facts["partitions"]})
     ledger = topology(settings)
+    witnesses = Witnesses(settings.data_dir / FENCE)
+    if not accept_loss:
+        _require_no_loss(archive, witnesses)
     checks = []
     async with _target(settings) as connection:
         with Counting("restoring", wanted=not client.as_json) as counting:
@@ -201,25 +209,35 @@ async def _restore(client: Client, archive: Archive, data_dir: Path | None) -> l
                 checks.append(
                     await check_partition(connection, ledger, partition, progress=counting.at)
                 )
+            witness = await seen(connection, name)
+            if witness is not None:
+                witnesses.put(witness)
         put_key_back(archive, settings.data_dir / FOLDER)
     return checks
+
+
+def _require_no_loss(archive: Archive, witnesses: Witnesses) -> None:
+    """CommandFailed when the backup ends in front of what was seen in the data directory."""
+    for name, part in archive.parts.items():
+        witness = witnesses.get(name)
+        if witness is not None and witness.seq > part.last_seq:
+            raise CommandFailed(
+                f"the backup has {name} up to sequence {part.last_seq:,}, and {witnesses.folder} "
+                f"has seen {witness.seq:,}: what is between would be lost. Take a newer backup, or "
+                "another data directory; if that loss is known and accepted: --accept-loss"
+            )
 
 
 @asynccontextmanager
 async def _target(settings: Settings) -> AsyncIterator[Connection]:
     """A connection to the server to restore into: the one that was named, or one started for the
     data directory, which nobody else may use meanwhile."""
-    from infra.lock import own
-    from infra.server import EmbeddedServer
     from services.cli.inspection import services
     from services.cli.requests import connected
 
     if settings.nats_url is None:
-        with own(settings.data_dir):
-            async with EmbeddedServer(settings.data_dir) as server:
-                there = settings.model_copy(update={"nats_url": server.url})
-                async with connected(there, "convo restore") as connection:
-                    yield connection
+        async with _embedded(settings) as connection:
+            yield connection
         return
     async with connected(settings, "convo restore") as connection:
         running: list[dict[str, Any]] = await services(connection)
@@ -230,3 +248,117 @@ async def _target(settings: Settings) -> AsyncIterator[Connection]:
                 "before a ledger is restored into it"
             )
         yield connection
+
+
+@click.command()
+@click.option("--accept-loss", is_flag=True, help="Take the ledger as it is now for the right one.")
+@data_option
+@client_options
+def fence(client: Client, *, accept_loss: bool, data_dir: Path | None) -> None:
+    """Compare the ledger with what was seen of it before.
+
+    Services refuse a ledger that went back in time: one that was restored from an old copy, made
+    anew, or cut off at its end. This shows what is the matter; with --accept-loss, what was seen is
+    forgotten, and the ledger as it is now counts. The exit status is 1 when it went back.
+
+    \b
+    Example:
+      convo fence
+      convo fence --accept-loss --data /srv/convo
+    """
+    from infra.jetstream.errors import StoreUnavailable
+    from services.cli.scanning import run
+
+    try:
+        rows = run(_fence(client, data_dir, accept_loss=accept_loss))
+    except StoreUnavailable as error:
+        raise CommandFailed(str(error)) from None
+    problems = [row for row in rows if row["problem"] is not None]
+    if client.as_json:
+        valid = not problems or accept_loss
+        output.show_json({"ok": True, "valid": valid, "accepted": accept_loss, "streams": rows})
+    else:
+        output.show(map(_fence_line, rows))
+    if problems and not accept_loss:
+        raise CommandFailed(
+            "the ledger went back in time, or is another one: bring back the store that was there, "
+            "or a backup (`convo restore`); if the loss is known and accepted: --accept-loss"
+        )
+    if problems and not client.as_json:
+        output.show([ACCEPTED])
+
+
+async def _fence(
+    client: Client, data_dir: Path | None, *, accept_loss: bool
+) -> list[dict[str, Any]]:
+    from infra.jetstream.fence import Witnesses, problem_with, seen
+    from services.bootstrap import FENCE, topology
+    from services.cli.requests import settings_of
+
+    settings = settings_of(client.nats, data_dir=data_dir)
+    witnesses = Witnesses(settings.data_dir / FENCE)
+    ledger = topology(settings)
+    rows = []
+    async with _ledger_of(settings) as connection:
+        for partition in range(ledger.partitions):
+            name = ledger.stream_name(partition)
+            witness = witnesses.get(name)
+            problem = None if witness is None else await problem_with(connection, witness)
+            now = await seen(connection, name)
+            if accept_loss and problem is not None:
+                witnesses.forget(name)
+                if now is not None:
+                    witnesses.put(now)
+            rows.append(
+                {
+                    "stream": name,
+                    "seen_seq": None if witness is None else witness.seq,
+                    "last_seq": 0 if now is None else now.seq,
+                    "problem": problem,
+                }
+            )
+    return rows
+
+
+def _fence_line(row: dict[str, Any]) -> str:
+    if row["seen_seq"] is None:
+        return f"{row['stream']}: nothing was seen of it here; it ends at {row['last_seq']:,}"
+    said = row["problem"] or f"it has what was seen, up to sequence {row['seen_seq']:,}"
+    return f"{row['stream']}: {said}"
+
+
+@asynccontextmanager
+async def _ledger_of(settings: Settings) -> AsyncIterator[Connection]:
+    """A connection to the ledger; to one that is not running, by a server started meanwhile."""
+    from infra.supervision import read_status
+    from services.cli.requests import connected
+
+    running = read_status(settings.data_dir)
+    if settings.nats_url is None and running is None and (settings.data_dir / "nats").is_dir():
+        async with _embedded(settings) as connection:
+            yield connection
+        return
+    if settings.nats_url is None and running is not None and running.get("url"):
+        settings = settings.model_copy(update={"nats_url": running["url"]})
+    async with connected(settings, "convo fence") as connection:
+        yield connection
+
+
+@asynccontextmanager
+async def _embedded(settings: Settings) -> AsyncIterator[Connection]:
+    """A connection to a server started for the data directory, which nobody else may use meanwhile.
+
+    CommandFailed when it cannot be had.
+    """
+    from infra.lock import DataDirInUse, DataDirUnusable, own
+    from infra.server import EmbeddedServer, ServerFailed
+    from services.cli.requests import connected
+
+    try:
+        with own(settings.data_dir):
+            async with EmbeddedServer(settings.data_dir) as server:
+                there = settings.model_copy(update={"nats_url": server.url})
+                async with connected(there, "convo") as connection:
+                    yield connection
+    except (DataDirInUse, DataDirUnusable, ServerFailed) as error:
+        raise CommandFailed(str(error)) from None

@@ -141,6 +141,7 @@ class Worker:
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("CONVO_")},
             "PYTHONPATH": str(REPOSITORY),
+            "CONVO_DATA_DIR": str(directory / "data"),
             **{f"CONVO_{name.upper()}": str(value) for name, value in settings.items()},
         }
         directory.mkdir(parents=True, exist_ok=True)

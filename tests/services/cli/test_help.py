@@ -47,6 +47,7 @@ CONTRACT = [
     "tail",
     "backup",
     "restore",
+    "fence",
     "status",
     "doctor",
 ]

@@ -94,6 +94,7 @@ def test_doctor_finds_nothing_wrong_with_a_ledger_that_runs(
             "services",
             "stream CONVO-EVENTS-0",
             "server's clock",
+            "fence",
         ],
         "ok",
     )

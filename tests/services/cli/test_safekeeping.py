@@ -1,9 +1,10 @@
-"""`convo backup` and `convo restore`, as an operator types them."""
+"""`convo backup`, `convo restore` and `convo fence`, as an operator types them."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,55 @@ def test_every_line_of_a_backup_is_readable_json(copy: Path) -> None:
         first = json.loads(next(iter(lines)))
     assert set(first) == {"seq", "subject", "time", "headers", "body"}
     assert json.loads(first["body"])["type"] == "ConversationStarted"
+
+
+# -- the fence -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gone_back(convo: Convo, copy: Path, alone: None, tmp_path: Path) -> Path:
+    """A data directory that has seen more than the ledger in it has."""
+    data = tmp_path / "new"
+    convo("restore", copy, "--data", data)
+    path = data / "fence" / "CONVO-EVENTS-0.json"
+    witness = json.loads(path.read_text())
+    path.write_text(json.dumps({**witness, "seq": witness["seq"] + 5}))
+    return data
+
+
+def test_fence_says_what_is_the_matter_and_accepts_it_when_told_to(
+    convo: Convo, gone_back: Path
+) -> None:
+    refused = convo("fence", "--data", gone_back)
+    accepted = convo("fence", "--data", gone_back, "--accept-loss")
+    now = answer(convo("fence", "--data", gone_back, "--json"))
+
+    assert "--accept-loss" in complaint(refused, 1)
+    assert "it ends at sequence" in refused.stdout
+    assert "accepted" in accepted.stdout
+    assert now["valid"] is True
+    [stream] = now["streams"]
+    assert stream["seen_seq"] == stream["last_seq"] > 0
+
+
+def test_up_refuses_a_ledger_that_went_back(
+    convo: Convo, gone_back: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert convo("up", "--data", gone_back, "--port", 0).exit_code == 1
+
+    said = capfd.readouterr().err
+    assert "convo up: CONVO-EVENTS-0 is not what it was: it ends at sequence" in said
+    assert "convo fence --accept-loss" in said
+
+
+def test_a_backup_that_ends_before_what_was_seen_is_restored_only_where_that_is_accepted(
+    convo: Convo, gone_back: Path, copy: Path
+) -> None:
+    shutil.rmtree(gone_back / "nats")
+
+    refused = convo("restore", copy, "--data", gone_back)
+    done = convo("restore", copy, "--data", gone_back, "--accept-loss")
+
+    assert "what is between would be lost" in complaint(refused, 1)
+    assert done.exit_code == 0, done.output
+    assert convo("fence", "--data", gone_back).exit_code == 0
