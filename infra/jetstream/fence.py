@@ -186,8 +186,10 @@ class Fence:
         """Writes down what was seen last, and stops watching."""
         if self._task is None:
             return
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        for task in (self._task, self._confirming):
+            while task is not None and not task.done():
+                task.cancel()  # more than once: nats-py may swallow one
+                await asyncio.wait({task}, timeout=0.1)
         if self._nc.is_connected and not self.broken.done():
             try:
                 async with asyncio.timeout(2.0):
