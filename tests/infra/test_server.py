@@ -45,7 +45,7 @@ async def test_it_answers_on_loopback_with_an_fsync_before_each_ack(
     written = configuration(nats_server)
     assert f'listen: "127.0.0.1:{nats_server.port}"' in written
     assert "sync_interval: always" in written
-    assert "http" not in written
+    assert 'http: "127.0.0.1:-1"' in written
     account = await nats_client.jetstream().account_info()
     assert account.streams == 0
     assert nats_server.log_file.stat().st_size > 0

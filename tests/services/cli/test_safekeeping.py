@@ -155,12 +155,11 @@ def test_fence_says_what_is_the_matter_and_accepts_it_when_told_to(
     assert stream["seen_seq"] == stream["last_seq"] > 0
 
 
-def test_up_refuses_a_ledger_that_went_back(
-    convo: Convo, gone_back: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert convo("up", "--data", gone_back, "--port", 0).exit_code == 1
+def test_up_refuses_a_ledger_that_went_back(convo: Convo, gone_back: Path) -> None:
+    result = convo("up", "--data", gone_back, "--port", 0)
 
-    said = capfd.readouterr().err
+    assert result.exit_code == 1
+    said = result.stderr
     assert "convo up: CONVO-EVENTS-0 is not what it was: it ends at sequence" in said
     assert "convo fence --accept-loss" in said
 
