@@ -11,6 +11,9 @@ Nothing is answered that rests on something not stored: a refusal or a repeated 
 decided while appends were under way waits for them; one decided on a state that may be out of
 date (another process may have written) is confirmed with the store's leader first.
 
+A conversation that is flooded takes no more than its share: only so many of its commands are
+decided ahead of the store, the others wait for their turn, and their neighbours do not.
+
 What is in memory is a cache: bounded in bytes, least recently used out first, never a source.
 """
 
@@ -55,6 +58,19 @@ log = logging.getLogger(__name__)
 
 DECIDE_AGAIN_S = 10.0
 """How long a command is decided again after conflicts before its caller is told."""
+
+AHEAD_MAX = 8
+"""Commands on one conversation that are decided and not yet stored, where others are in use too.
+Whoever floods one would else fill every batch, and the time between two batches, for everybody."""
+
+AHEAD_ALONE_MAX = 256
+"""The same where nobody else has sent anything lately."""
+
+COMPANY_S = 1.0
+"""How lately."""
+
+HELD_MAX = 20_000
+"""Commands on one conversation that may wait for that; one more is refused."""
 
 MIN_SEQ_WAIT_S = 2.0
 """How long a read waits for the event that its caller has seen."""
@@ -129,6 +145,7 @@ class InUse:
         "conversation",
         "dropped",
         "fault",
+        "held",
         "key",
         "load",
         "load_error",
@@ -153,6 +170,7 @@ class InUse:
         self.view = view
         self.tail = Tail("")
         self.pending: deque[Attempt] = deque()  # decided, in order; answered as appends settle
+        self.held: deque[Attempt] = deque()  # until fewer are pending; empty when none is
         self.waiting: list[Attempt] = []  # for the load
         self.settled: asyncio.Event | None = None
         self.snapshot_version = 0
@@ -175,6 +193,8 @@ class Conversations:
         self._mapper = ConversationMapper()
         self._in_use: OrderedDict[str, InUse] = OrderedDict()
         self._weight = 0
+        self._last_key = ""
+        self._company_until = 0.0  # commands on several conversations have come until lately
         self._open = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -199,14 +219,45 @@ class Conversations:
         """
         self._open += 1
         self._idle.clear()
+        if id.key != self._last_key:
+            if self._last_key:
+                self._company_until = time.monotonic() + COMPANY_S
+            self._last_key = id.key
         self._attempt(Attempt(id, command, context, respond))
 
     def _attempt(self, attempt: Attempt) -> None:
         entry = self._entry(attempt.id.key, conflicts=attempt.tries)
         if entry.loaded:
-            self._decide(entry, attempt)
+            self._take(entry, attempt)
         else:
             entry.waiting.append(attempt)
+
+    def _take(self, entry: InUse, attempt: Attempt) -> None:
+        """Decides a command on a loaded conversation, or holds it until it is its turn."""
+        if not entry.held and len(entry.pending) < self._ahead_max:
+            self._decide(entry, attempt)
+        elif len(entry.held) < HELD_MAX:
+            entry.held.append(attempt)
+        else:
+            crowded = f"{HELD_MAX:,} commands on this conversation are waiting already; try again"
+            self._answer(attempt, StoreUnavailable(crowded))
+
+    @property
+    def _ahead_max(self) -> int:
+        return AHEAD_MAX if time.monotonic() < self._company_until else AHEAD_ALONE_MAX
+
+    def _release(self, entry: InUse) -> None:
+        """Decides what was held, as far as fewer are pending now; elsewhere on a dropped entry,
+        behind those that were decided on it."""
+        while entry.held and len(entry.pending) < (1 if entry.dropped else self._ahead_max):
+            attempt = entry.held.popleft()
+            if time.monotonic() > attempt.give_up_at:
+                slow = "the commands before this one on its conversation took too long; try again"
+                self._answer(attempt, StoreUnavailable(slow))
+            elif entry.dropped:
+                self._attempt(attempt)
+            else:
+                self._decide(entry, attempt)
 
     def _decide(self, entry: InUse, attempt: Attempt) -> None:
         attempt.refusal = None
@@ -296,6 +347,7 @@ class Conversations:
                 self._attempt(attempt)
             else:
                 self._conclude(entry, attempt)
+        self._release(entry)
         if entry.settled is not None:
             entry.settled.set()
             entry.settled = None
@@ -491,7 +543,7 @@ class Conversations:
             if entry.dropped:
                 self._attempt(attempt)
             else:
-                self._decide(entry, attempt)
+                self._take(entry, attempt)
         self._weigh(entry)
         self._snapshotter.grown(entry.key, entry.view.version - entry.snapshot_version)
 

@@ -1,6 +1,6 @@
 """What a flood on one conversation does to the others.
 
-    python -m tests.benchmarks.flood [--neighbours N] [--writers N] [--rounds N] [--seconds S]
+    python -m tests.benchmarks.flood [--neighbours N] [--writers N] [--rounds N] [--root DIR]
 
 So many neighbours write one message after the other, each into a conversation of its own: first
 alone, then beside so many writers on one other conversation, then beside as many on conversations
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.benchmarks.load import Load, Order, Request
-from tests.benchmarks.stage import LoadProcess, load_process, stage
+from tests.benchmarks.stage import ROOT, LoadProcess, load_process, stage
 
 RATIO_MAX = 2.0
 MESSAGE = '{"role": "tool", "content": "%s"}' % ("x" * 200)
@@ -32,7 +32,11 @@ async def measure(options: argparse.Namespace) -> dict[str, list[tuple[Load, Loa
     """The neighbours' figures by case, with those of the flood, one pair for each round."""
     found: dict[str, list[tuple[Load, Load | None]]] = {case: [] for case in CASES}
     with tempfile.TemporaryDirectory(prefix="flood-") as folder:
-        async with stage(Path(folder)) as up, load_process() as calm, load_process() as wild:
+        async with (
+            stage(Path(folder), root=options.root) as up,
+            load_process() as calm,
+            load_process() as wild,
+        ):
             for number in range(options.rounds):
                 for case in CASES:
                     tag = f"{number}-{CASES.index(case)}"
@@ -75,6 +79,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.flood")
     parser.add_argument("--neighbours", type=int, default=8)
     parser.add_argument("--writers", type=int, default=256)
+    parser.add_argument("--root", type=Path, default=ROOT, help="another checkout to measure")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0)
     found = asyncio.run(measure(parser.parse_args()))

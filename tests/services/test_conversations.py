@@ -40,7 +40,7 @@ from infra.server import EmbeddedServer
 from projections.state import ConversationView
 from services import conversations as conversations_module
 from services import snapshots as snapshots_module
-from services.conversations import Conversations
+from services.conversations import AHEAD_MAX, Conversations
 from services.errors import NotYetThere, refusal
 from services.snapshots import Snapshot
 
@@ -512,6 +512,86 @@ async def test_after_conflicts_for_long_enough_the_caller_is_told(
         await losing
     assert refusal(told.value).code == "version_conflict"
     assert refusal(told.value).retryable
+
+
+# -- a flood on one conversation -------------------------------------------------------------------
+
+OTHER = ConversationId.parse("acme", "a neighbour")
+
+
+def in_company(conversations: Conversations) -> None:
+    """Somebody else has sent something a moment ago."""
+    conversations._last_key = OTHER.key
+
+
+async def test_a_flood_on_one_conversation_leaves_its_neighbours_their_place(
+    faked: Conversations, store: FakeStore
+) -> None:
+    neighbour = init(faked, id=OTHER)
+    flood = [append(faked, f"message {n}") for n in range(AHEAD_MAX * 3)]
+    await turns()
+    # given so many of the flood's commands decided, and the neighbour's as if it were alone
+    assert len(store.handed) == AHEAD_MAX + 1
+    subject = store.topology.subject(OTHER.key)
+    [its_write] = [each for each in store.handed if each.messages[0].tail.subject == subject]
+    store.settle(its_write)
+    assert (await neighbour).version == 1
+    # when those are stored, then the next ones go, in their order
+    while store.handed:
+        assert len(store.handed) <= AHEAD_MAX
+        store.settle(store.handed[0])
+    told = [each.result().events for each in flood]
+    assert told == [[("MessageAppended", n + 2)] for n in range(AHEAD_MAX * 3)]
+
+
+async def test_a_conversation_that_is_alone_may_take_more(
+    faked: Conversations, store: FakeStore
+) -> None:
+    flood = [append(faked, f"message {n}") for n in range(AHEAD_MAX * 3)]
+    await turns()
+    assert len(store.handed) == AHEAD_MAX * 3
+    settle_all(store)
+    assert all(each.done() for each in flood)
+
+
+async def test_what_was_held_behind_a_failed_append_is_decided_again_in_its_order(
+    faked: Conversations, store: FakeStore
+) -> None:
+    in_company(faked)
+    flood = [append(faked, f"message {n}") for n in range(AHEAD_MAX * 2)]
+    await turns()
+    by_rival(store, "from elsewhere")
+    while not all(each.done() for each in flood):
+        settle_all(store)
+        await turns()
+    assert [each.result().version for each in flood] == list(range(3, AHEAD_MAX * 2 + 3))
+
+
+async def test_a_command_that_is_held_for_too_long_is_refused(
+    faked: Conversations, store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversations_module, "DECIDE_AGAIN_S", -1.0)
+    in_company(faked)
+    flood = [append(faked, f"message {n}") for n in range(AHEAD_MAX + 5)]
+    await turns()
+    settle_all(store)
+    assert [each.result().version for each in flood[:AHEAD_MAX]] == list(range(2, AHEAD_MAX + 2))
+    for held in flood[AHEAD_MAX:]:
+        assert refusal(held.exception()).retryable  # type: ignore[arg-type]  # there is one
+    assert store.handed == []
+
+
+async def test_more_commands_than_may_wait_are_refused_at_once(
+    faked: Conversations, store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversations_module, "HELD_MAX", 3)
+    in_company(faked)
+    flood = [append(faked, f"message {n}") for n in range(AHEAD_MAX + 4)]
+    await turns()
+    assert refusal(flood[-1].exception()).retryable  # type: ignore[arg-type]  # there is one
+    while store.handed:
+        settle_all(store)
+    assert [each.result().version for each in flood[:-1]] == list(range(2, AHEAD_MAX + 5))
 
 
 # -- faults of ours ------------------------------------------------------------------------------

@@ -314,6 +314,13 @@ def a_short_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def a_small_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands wait for those before them on their conversation."""
+    monkeypatch.setattr(conversations_module, "AHEAD_MAX", 3)
+    monkeypatch.setattr(conversations_module, "AHEAD_ALONE_MAX", 3)
+
+
+@pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Snapshots at every turn, and nothing that the clock decides: a seed is a schedule."""
     monkeypatch.setattr(snapshots_module, "EVERY_EVENTS", 3)
