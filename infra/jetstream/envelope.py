@@ -189,11 +189,17 @@ def status_of(block: bytes) -> tuple[str, str, dict[str, str]]:
 
 
 def _place(reply: str) -> tuple[int, str]:
-    """The stream sequence and the time that an acknowledgement subject tells."""
+    """The stream sequence and the time that an acknowledgement subject tells.
+
+    Raises LedgerDamaged for a subject that is none: no consumer delivered that.
+    """
     parts = reply.split(".")
-    seq, _, nanoseconds = parts[5:8] if len(parts) == 9 else parts[7:10]  # the long form: ADR-15
-    seconds, rest = divmod(int(nanoseconds), 1_000_000_000)
-    return int(seq), f"{_second(seconds)}.{rest:09d}Z"
+    try:
+        seq, _, nanoseconds = parts[5:8] if len(parts) == 9 else parts[7:10]  # long form: ADR-15
+        seconds, rest = divmod(int(nanoseconds), 1_000_000_000)
+        return int(seq), f"{_second(seconds)}.{rest:09d}Z"
+    except (ValueError, OverflowError, OSError) as error:
+        raise LedgerDamaged(f"{reply[:200]!r} tells no place in a stream: {error!r}") from error
 
 
 @lru_cache(16)

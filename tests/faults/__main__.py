@@ -42,7 +42,7 @@ def _run(name: str, seed: int, *, short: bool) -> Result:
     scenario = SCENARIOS[name]
     if reason := scenario.why_not():
         return skipped(name, reason)
-    rounds = scenario.rounds_short if short else scenario.rounds
+    rounds = scenario.rounds_short or 1 if short else scenario.rounds
     folder = Path(tempfile.mkdtemp(prefix="convo-faults-"))
     try:
         result = asyncio.run(scenario.run(rounds, random.Random(seed), folder))

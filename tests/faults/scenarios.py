@@ -10,6 +10,7 @@ from typing import NamedTuple
 from tests.faults import (
     clocks,
     comebacks,
+    decoders,
     disk,
     hostile,
     kills,
@@ -28,7 +29,10 @@ def anywhere() -> str:
 
 
 class Scenario(NamedTuple):
-    """`run` gives the faults; `why_not` says why this machine cannot have them, or nothing."""
+    """`run` gives the faults; `why_not` says why this machine cannot have them, or nothing.
+
+    `rounds_short`: in `make test`; 0 where it is not a part of that.
+    """
 
     run: Callable[[int, random.Random, Path], Coroutine[None, None, Result]]
     rounds: int
@@ -39,12 +43,13 @@ class Scenario(NamedTuple):
 
 SCENARIOS = {
     "kills": Scenario(kills.run, 100, 4),
-    "comebacks": Scenario(comebacks.run, 10, 1),
+    "comebacks": Scenario(comebacks.run, 10, 0),
     "power cuts": Scenario(power.run, 50, 2, disk.why_not),
     "pauses": Scenario(pauses.run, 20, 2),
     "links": Scenario(links.run, 25, 2),
     "clock jumps": Scenario(clocks.run, 30, 2),
     "hostile requests": Scenario(hostile.requests_run, 5_000, 150),
+    "decoders": Scenario(decoders.run, 10_000, 300),
     "idle, deaf and slow clients": Scenario(hostile.crowd, 10_000, 300),
     "R3 leader kills": Scenario(replicas.kills, 30, 1, replicas=3),
     "R3 leader pauses": Scenario(replicas.pauses, 10, 1, replicas=3),

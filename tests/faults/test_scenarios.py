@@ -21,6 +21,7 @@ SEED = int(os.environ.get("CONVO_TEST_SEED", random.randrange(2**32)))
     [
         pytest.param(name, marks=pytest.mark.cluster) if scenario.replicas > 1 else name
         for name, scenario in SCENARIOS.items()
+        if scenario.rounds_short
     ],
 )
 async def test_nothing_acknowledged_is_lost_and_nothing_wrong_is_served(
