@@ -180,8 +180,14 @@ class EmbeddedServer:
             self._store_lock.close()
             self._store_lock = None
 
+    async def health(self) -> str | None:
+        """What the server says is wrong with it (`/healthz`); None when nothing is, or when nothing
+        is heard of it: whether it runs is the supervisor's concern."""
+        url = self._ports().get("monitoring", "")
+        return await _complaint(HOST, urlsplit(url).port or 0) if url else None
+
     def kill(self) -> None:
-        """A crash (SIGKILL), for tests: it is restarted like after any other."""
+        """A crash (SIGKILL): it is restarted like after any other."""
         if self._child:
             self._child.signal(signal.SIGKILL)
 
@@ -291,7 +297,7 @@ class EmbeddedServer:
                 last_words = self._last_words(log_start)
                 msg = f"nats-server ended while starting ({child.last_exit}). {last_words}"
                 raise ServerFailed(msg)
-            self.port = self.port or self._port_got(child)
+            self.port = self.port or urlsplit(self._ports().get("nats", "")).port or 0
             served = await _greeting(HOST, self.port) if self.port else {}
             if served.get("server_name") == self._name:
                 return str(served["version"])
@@ -299,14 +305,14 @@ class EmbeddedServer:
         msg = f"nats-server did not answer within {within:g} s. {self._last_words(log_start)}"
         raise ServerFailed(msg)
 
-    def _port_got(self, child: Child) -> int:
-        """The port that the server took by itself, from its ports file; 0 before it is there."""
-        path = self.data_dir / "nats" / f"{PROGRAM}_{child.pid}.ports"
+    def _ports(self) -> dict[str, str]:
+        """Where the process that runs now listens, by what for; empty before its file is there."""
+        path = self.data_dir / "nats" / f"{PROGRAM}_{self.pid}.ports"
         try:
-            [url] = json.loads(path.read_bytes())["nats"]
-        except (OSError, ValueError, KeyError):
-            return 0
-        return urlsplit(url).port or 0
+            told = json.loads(path.read_bytes())
+            return {what: urls[0] for what, urls in told.items()}
+        except (OSError, ValueError, IndexError, AttributeError):
+            return {}
 
     def _last_words(self, log_start: int) -> str:
         """What it last complained of, and where the rest is."""
@@ -382,6 +388,23 @@ async def _greeting(host: str, port: int) -> dict[str, object]:
         return dict(json.loads(line.removeprefix(b"INFO ")))
     except (OSError, ValueError, TypeError):  # TimeoutError is an OSError
         return {}
+
+
+async def _complaint(host: str, port: int) -> str | None:
+    """What `/healthz` answers when it does not say ok."""
+    try:
+        async with asyncio.timeout(2):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                writer.write(b"GET /healthz HTTP/1.0\r\n\r\n")
+                head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            finally:
+                writer.close()
+        if b" 200 " in head.partition(b"\r\n")[0]:
+            return None
+        return str(json.loads(body)["error"])
+    except (OSError, ValueError, KeyError, TypeError):  # TimeoutError is an OSError
+        return None
 
 
 def _from_wheel() -> list[Path]:

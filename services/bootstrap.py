@@ -29,6 +29,7 @@ from services.commands import CommandService
 from services.conversations import Conversations
 from services.directory import DirectoryService
 from services.endpoint import NEVER_ANSWER, Outbox
+from services.health import Health
 from services.notary import Notary
 from services.queries import QueryService
 from services.sweeper import Sweeper
@@ -93,9 +94,10 @@ class Process:
     ) -> None:
         self.store = store
         self.fence = fence
+        self.health = Health(fence, store)
         self.conversations = conversations
         self.settings = settings
-        self.commands = CommandService(conversations, outbox, fence)
+        self.commands = CommandService(conversations, outbox, self.health)
         self.queries = QueryService(conversations, outbox, fence)
         self.audit = AuditService(store, reading, outbox, window_size=settings.window_size)
         self.notary = Notary(store.topology, reading, settings)
@@ -139,6 +141,7 @@ async def running(
         analytics: AnalyticsService | None = None
         try:
             if "commands" in services:
+                await process.health.start(reading)
                 await process.commands.start(serving)
             if "queries" in services:
                 await process.queries.start(serving)

@@ -7,8 +7,7 @@ on its way to the disk.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from nats.aio.client import Client
@@ -21,8 +20,7 @@ from domain.errors import ConversationError, InvalidRequest
 from domain.events import ConversationEvent, UsageRecorded
 from domain.identity import ConversationId
 from infra.jetstream.envelope import Recorded
-from infra.jetstream.errors import LedgerDamaged
-from infra.jetstream.fence import Fence
+from infra.jetstream.errors import LedgerDamaged, StoreReadOnly
 from projections.messages import Beginning
 from projections.state import ConversationView
 from projections.totals import Totals
@@ -39,7 +37,9 @@ from services.endpoint import (
     readable_headers,
     start_service,
 )
+from services.health import Health
 from services.paging import cut_state
+from services.tasks import Tasks
 
 PREFIX = "convo.cmd."
 
@@ -48,12 +48,12 @@ class CommandService:
     """Answers command messages out of one `Conversations`."""
 
     def __init__(
-        self, conversations: Conversations, outbox: Outbox, fence: Fence | None = None
+        self, conversations: Conversations, outbox: Outbox, health: Health | None = None
     ) -> None:
         self._conversations = conversations
         self._outbox = outbox
-        self._fence = fence
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._health = health
+        self._tasks = Tasks()
 
     async def start(self, nc: Client) -> Service:
         """Listens on `nc`, in the queue group that all command services share."""
@@ -62,19 +62,20 @@ class CommandService:
             name="convo-commands",
             description=f"Writes to conversations: {', '.join(COMMANDS)}",
             endpoints={"commands": (f"{PREFIX}>", self.handle)},
+            says=None if self._health is None else self._health.says,
         )
 
     async def handle(self, request: Request) -> None:
         """Takes one request; its reply is sent when its events are on disk, or it is refused."""
-        if self._fence is not None and not self._fence.is_passed:
-            self._in_background(self._handle_behind(self._fence, request))
+        if self._health is not None and not self._health.is_clear:
+            self._tasks.start(self._handle_when_clear(self._health, request))
             return
         self._handle(request)
 
-    async def _handle_behind(self, fence: Fence, request: Request) -> None:
-        """The same once the ledger is known to be the one it was: the server was away."""
+    async def _handle_when_clear(self, health: Health, request: Request) -> None:
+        """The same once the store is known to take writes, and to be the one it was."""
         try:
-            await fence.passed()
+            await health.cleared()
         except Exception as error:  # noqa: BLE001 (no request stays unanswered)
             self._outbox.refuse(request, error)
         else:
@@ -96,23 +97,21 @@ class CommandService:
 
     async def idle(self) -> None:
         """Returns once the replies that need to be read from the ledger are made."""
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        await self._tasks.idle()
 
     def _reply(
         self, request: Request, id: ConversationId, command: Command, answer: Answer | Exception
     ) -> None:
         if isinstance(answer, Exception):
+            if isinstance(answer, StoreReadOnly) and self._health is not None:
+                self._health.refused(answer)
             self._outbox.refuse(request, answer)
         elif answer.receipt is not None:
-            self._in_background(self._reply_again(request, id, command, answer.receipt))
+            self._tasks.start(self._reply_again(request, id, command, answer.receipt))
         else:
             body = self._body(id, answer.view.version, answer.view.seq)
+            if self._health is not None and answer.events:
+                self._health.stored()
             body["events"] = _events(answer.events, answer.seqs)
             self._add(body, command, answer.events, answer.view)
             self._outbox.reply(request, body)

@@ -156,13 +156,25 @@ def _headers(told: Refusal) -> dict[str, str]:
 
 
 async def start_service(
-    nc: Client, *, name: str, description: str, endpoints: Mapping[str, tuple[str, Handler]]
+    nc: Client,
+    *,
+    name: str,
+    description: str,
+    endpoints: Mapping[str, tuple[str, Handler]],
+    says: Callable[[], dict[str, Any]] | None = None,
 ) -> Service:
     """Starts a NATS micro service; `endpoints` is name → (subject, handler).
 
-    Its `$SRV` subjects answer only once every endpoint listens.
+    Its `$SRV` subjects answer only once every endpoint listens. `says` is what it tells of its
+    state there: the `data` of its endpoints in `$SRV.STATS`.
     """
-    service = Service(nc, ServiceConfig(name=name, version=VERSION, description=description))
+    config = ServiceConfig(
+        name=name,
+        version=VERSION,
+        description=description,
+        stats_handler=None if says is None else lambda _: says(),
+    )
+    service = Service(nc, config)
     for endpoint, (subject, handler) in endpoints.items():
         await service.add_endpoint(EndpointConfig(name=endpoint, subject=subject, handler=handler))
     await nc.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -18,13 +19,16 @@ from nats.errors import Error as NatsError
 
 import services
 from infra.connection import ConnectionRefused, connect
-from infra.jetstream.errors import StoreUnavailable
+from infra.jetstream.errors import NATS_FAILURES, StoreUnavailable
 from infra.jetstream.fence import Fence, LedgerWentBack
 from infra.lock import DataDirInUse, DataDirUnusable, own
 from infra.server import EmbeddedServer, ServerFailed
 from infra.settings import Settings, variable, without_password
+from infra.storage import Storage, StorageWatch
 from infra.supervision import STATUS_FILE, Child, Program, State, Supervisor
 from services.bootstrap import FENCE, topology
+from services.health import SUBJECT
+from services.tasks import ended
 
 WORKER = (sys.executable, "-P", "-m", "services.cli", "serve", "commands", "queries")
 """Told by its environment where NATS is."""
@@ -132,6 +136,7 @@ class Ledger:
         self.status_file = settings.data_dir / STATUS_FILE
         self.supervisor = Supervisor(self.status_file)
         self.server: EmbeddedServer | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Starts everything, waits for the wish to stop, and stops everything, whatever happens."""
@@ -153,6 +158,9 @@ class Ledger:
         began = time.monotonic()
         url = await self._nats()
         client = await connect(url, name="convo-up", settings=self.settings)
+        if self.server is not None:
+            watching = self._watch(self.server)
+            self._watching = asyncio.get_running_loop().create_task(watching)
         try:
             await self._not_gone_back(client)
             self.supervisor.facts = {
@@ -204,6 +212,23 @@ class Ledger:
         await self.server.start()
         return self.server.url
 
+    async def _watch(self, server: EmbeddedServer) -> None:
+        """Looks after the server's store, and says how it is: on NATS, and in the status file."""
+        client = await connect(server.url, name="convo-up-watch", settings=self.settings)
+
+        async def tell(storage: Storage) -> None:
+            told = {"state": str(storage.state), "reason": storage.reason}
+            if self.supervisor.facts.get("store") != told:
+                self.supervisor.facts["store"] = told
+                self.supervisor.write_status()
+            with contextlib.suppress(*NATS_FAILURES):
+                await client.publish(SUBJECT, json.dumps(told).encode())
+
+        try:
+            await StorageWatch(server, tell).run()
+        finally:
+            await client.close()
+
     async def _not_gone_back(self, client: Client) -> None:
         """Raises LedgerWentBack before anything is built on a ledger that is not what it was.
 
@@ -229,6 +254,8 @@ class Ledger:
 
     async def _stop(self) -> None:
         hurry = self.wish.hurry
+        if self._watching is not None:
+            await ended(self._watching)
         await self.supervisor.stop([*self.names, *self.beside], within=DRAIN_TIMEOUT_S, hurry=hurry)
         if self.server:
             await self.server.stop(hurry=hurry)

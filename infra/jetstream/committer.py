@@ -174,6 +174,8 @@ class Committer:
         write before the next batch goes without them; 0 waits for nobody. For callers that do
         nothing but wait for each write, as threads do: they would share every other batch only.
         """
+        self.distrusts_reading = False
+        """What the store shows may not be on disk: nothing is settled by reading it."""
         self.counters = Counters()
         self.costs = Costs()
         self._nc = nc
@@ -475,6 +477,8 @@ class Committer:
 
     async def _settled_by_reading(self, group: list[Write], ids: set[str]) -> bool:
         """Reads the group's subjects back; False when they tell that nothing happened yet."""
+        if self.distrusts_reading:
+            return False
         try:
             known = await self._read_back(group, ids)
         except StoreUnavailable as error:

@@ -98,6 +98,12 @@ class Store:
         await asyncio.gather(*(committer.idle() for committer in self._committers))
         await self.reader.close()
 
+    def distrust_reading(self, distrusts: bool) -> None:
+        """Whether the server may show what is not on disk (it could not write): until that is over
+        no write counts as stored because it can be read."""
+        for committer in self._committers:
+            committer.distrusts_reading = distrusts
+
     # -- appending -----------------------------------------------------------------------------
 
     def submit(self, write: Write) -> None:

@@ -65,6 +65,9 @@ class Inspection:
                     f"  restarts {each['restarts']}  since {each['since']}"
                     + (f"  last exit: {each['last_exit']}" if each.get("last_exit") else "")
                 )
+            store = self.up.get("store")
+            if store:
+                yield row(f"store      {store['state']}  {store['reason'] or ''}".rstrip())
         if self.server:
             yield "services" if self.services else "services   none answers"
             for each in self.services:
@@ -107,7 +110,17 @@ async def inspect(settings: Settings, timeout_s: float) -> Inspection:
                 "the server is there, but commands are not answered: start them with `convo up` or"
                 " `convo serve commands`"
             )
+        else:
+            found.problem = next(filter(None, map(_refuses_writes, found.services)), None)
     return found
+
+
+def _refuses_writes(service: dict[str, Any]) -> str | None:
+    """Why a command service takes no writes just now, where it says so."""
+    says = service.get("says") or {}
+    if service["name"] != COMMANDS or says.get("state", "ok") == "ok":
+        return None
+    return f"writes are refused ({says['state']}): {says.get('reason')}"
 
 
 def server_version(connection: Connection) -> str:
