@@ -6,6 +6,7 @@ a list of faults, each a plain object whose `kind` says what it is about:
 - `sequence`: {from_seq, to_seq}: the stream lacks these, which no ledger ever does;
 - `chain`: {conversation, version, seq, problem, expected, found}: the first bad event of a
   conversation (see `infra.jetstream.chain.Fault`);
+- `batch`: {from_seq, to_seq, problem}: what was written all or nothing is not there as a whole;
 - `checkpoint`: {number?, record_seq, problem, after_seq?, up_to_seq?}: a checkpoint that the events
   no longer fit, which narrows it down to those between; or one that was not made when it says;
 - `key`: {record_seq?, problem}: a key that nobody vouches for.
@@ -21,6 +22,7 @@ from typing import Any
 from nats.aio.client import Client
 
 from infra.jetstream.chain import Fault, entry_of
+from infra.jetstream.envelope import BATCH_COMMIT, BATCH_ID, BATCH_SEQUENCE
 from infra.jetstream.heads import Heads
 from infra.jetstream.scan import Stored, scan
 from infra.jetstream.topology import Topology
@@ -33,11 +35,15 @@ from infra.notary.checkpoint import (
 )
 from infra.notary.merkle import Frontier, leaf_hash
 from infra.notary.notes import NoteRefused, PublicKey
+from infra.pace import Pace
 from services.notary import KEYS, checkpoints_subject, last_seq_of, records
 from services.verification import follow_conversation
 
 FAULTS_MAX = 100
 """So many faults are listed; all of them are counted."""
+
+SLICE = 500
+"""Events that are read at once, however slow the pace."""
 
 Progress = Callable[[int, int], None]
 """Hears how many events of how many have been checked."""
@@ -70,6 +76,12 @@ class PartitionCheck:
         if len(self.faults) < FAULTS_MAX:
             self.faults.append({"kind": kind, **facts})
 
+    @property
+    def first_bad_seq(self) -> int | None:
+        """The first sequence that a fault names; None when there is none."""
+        places = [fault.get("seq") or fault.get("from_seq") for fault in self.faults]
+        return min(filter(None, places), default=None)
+
     def report(self) -> dict[str, Any]:
         """The same as a plain object."""
         return {
@@ -95,8 +107,12 @@ async def check_partition(
     *,
     pinned: PublicKey | None = None,
     progress: Progress | None = None,
+    pace: Pace | None = None,
 ) -> PartitionCheck:
-    """Checks a partition as it is when this begins. Raises StoreUnavailable."""
+    """Checks a partition as it is when this begins, no faster than `pace`.
+
+    Raises StoreUnavailable.
+    """
     found = PartitionCheck(partition, topology.stream_name(partition))
     total = await last_seq_of(nc, found.stream)
     statements = _Statements(nc, found, KeyHistory(pinned))
@@ -104,14 +120,19 @@ async def check_partition(
         async with aclosing(statements.believed()) as believed:
             tree = _Tree(found, believed)
             await tree.look_ahead()
+            batches = _Batches(found)
             async with aclosing(scan(nc, found.stream)) as blocks:
                 async for block in blocks:
-                    for stored in block:
+                    for number, stored in enumerate(block, start=1):
                         if stored.seq > total:
                             break
                         _check_chain(stored, heads, found)
+                        batches.take(stored)
                         if tree.take(stored):
                             await tree.compare(stored)
+                        if pace is not None and (number % SLICE == 0 or number == len(block)):
+                            part = block[(number - 1) // SLICE * SLICE : number]
+                            await pace.took(len(part), sum(len(each.body) for each in part))
                     if progress is not None:
                         progress(found.events, total)
                     if block[-1].seq >= total:
@@ -119,12 +140,55 @@ async def check_partition(
             found.conversations = heads.count
             if found.last_seq < total:
                 found.blame("sequence", from_seq=found.last_seq + 1, to_seq=total)
-            await tree.finish(await last_seq_of(nc, found.stream))
+            end = await last_seq_of(nc, found.stream)
+            batches.finish(end)
+            await tree.finish(end)
     found.root = tree.root
     if not statements.keys.is_anchored:
         found.blame("key", problem="the key that was given is none of this ledger's")
     found.keys = [key.line for key in statements.keys.keys]
     return found
+
+
+class _Batches:
+    """What was written as an atomic batch (ADR-50) has to lie there from its first message to the
+    one that commits it, without another one in between."""
+
+    def __init__(self, found: PartitionCheck) -> None:
+        self._found = found
+        self._id = ""
+        self._from_seq = 0
+        self._last = 0
+        self._last_seq = 0
+
+    def take(self, stored: Stored) -> None:
+        """Takes in the next message."""
+        headers = stored.headers
+        id = headers.get(BATCH_ID, "")
+        if self._id and id != self._id:
+            self._blame("its end is missing")
+        if not id:
+            return
+        number = headers.get(BATCH_SEQUENCE, "")
+        if not self._id:
+            self._id, self._from_seq, self._last = id, stored.seq, 0
+        self._last_seq = stored.seq
+        if number != str(self._last + 1):
+            self._blame(f"message {self._last + 1} of it is missing, {number} comes next")
+            self._id, self._from_seq = id, stored.seq
+        self._last = int(number) if number.isdigit() else 0
+        if BATCH_COMMIT in headers:
+            self._id = ""
+
+    def finish(self, end: int) -> None:
+        """Ends with the check; `end`: the last sequence now. A batch whose end has come meanwhile
+        is for the next check."""
+        if self._id and end <= self._last_seq:
+            self._blame("it was never committed")
+
+    def _blame(self, problem: str) -> None:
+        self._found.blame("batch", from_seq=self._from_seq, to_seq=self._last_seq, problem=problem)
+        self._id = ""
 
 
 def _check_chain(stored: Stored, heads: Heads, found: PartitionCheck) -> None:

@@ -20,7 +20,7 @@ from services.cli.evidence import check_proof, export, notary, prove
 from services.cli.importing import import_
 from services.cli.life import close, edit, erase, redact, reopen, reply
 from services.cli.operations import doctor, serve, status, up
-from services.cli.safekeeping import backup, fence, restore
+from services.cli.safekeeping import backup, fence, restore, scrub
 from services.cli.tailing import tail
 from services.cli.views import events, history, messages, state, usage_totals
 
@@ -210,6 +210,7 @@ for _command in (
     backup,
     restore,
     fence,
+    scrub,
     status,
     doctor,
 ):

@@ -1,4 +1,4 @@
-"""The commands that keep a ledger from loss: backup, restore, fence."""
+"""The commands that keep a ledger from loss: backup, restore, fence, scrub."""
 
 from __future__ import annotations
 
@@ -362,3 +362,34 @@ async def _embedded(settings: Settings) -> AsyncIterator[Connection]:
                     yield connection
     except (DataDirInUse, DataDirUnusable, ServerFailed) as error:
         raise CommandFailed(str(error)) from None
+
+
+@click.command()
+@click.option(
+    "--rate",
+    default="10000",
+    show_default=True,
+    metavar="RATE",
+    help="At most so many events a second (5000) or bytes a second (2MB); max: no bound.",
+)
+@client_options
+def scrub(client: Client, *, rate: str) -> None:
+    """Read every sequence, and check it, beside the work.
+
+    As `convo verify --all`, at a bounded rate, for a nightly run: no sequence is missing, every
+    batch is whole, every chain and checkpoint fits. It goes on behind a fault, says which sequence
+    is the first bad one, and ends with exit status 1 when there is one.
+
+    \b
+    Example:
+      convo scrub
+      convo scrub --rate 2MB --json
+    """
+    from infra.pace import Pace
+    from services.cli.verifying import everything
+
+    try:
+        pace = Pace.parse(rate)
+    except ValueError as error:
+        raise click.UsageError(f"--rate: {error}") from None
+    everything(client, None, pace)

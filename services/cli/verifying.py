@@ -10,6 +10,7 @@ from typing import Any
 
 from infra.jetstream.errors import StoreUnavailable
 from infra.notary.notes import NoteRefused, PublicKey
+from infra.pace import Pace
 from services.cli import output
 from services.cli.errors import CommandFailed
 from services.cli.options import Client, Named
@@ -92,13 +93,19 @@ def _finding(found: Finding, name: str, pinned: PublicKey | None) -> Iterator[st
         yield "  (compare that with the fingerprint that was published, or give the key by --key)"
 
 
-def everything(client: Client, pinned: PublicKey | None) -> None:
-    """The whole ledger, from its streams."""
-    checks = run(_everything(client, pinned))
+def everything(client: Client, pinned: PublicKey | None, pace: Pace | None = None) -> None:
+    """The whole ledger, from its streams, no faster than `pace`."""
+    checks = run(_everything(client, pinned, pace))
     valid = all(each.valid for each in checks)
     if client.as_json:
         output.show_json(
-            {"ok": True, "valid": valid, "partitions": [each.report() for each in checks]}
+            {
+                "ok": True,
+                "valid": valid,
+                "partitions": [
+                    {**each.report(), "first_bad_seq": each.first_bad_seq} for each in checks
+                ],
+            }
         )
     else:
         for each in checks:
@@ -107,7 +114,9 @@ def everything(client: Client, pinned: PublicKey | None) -> None:
         raise CommandFailed(NOT_VALID)
 
 
-async def _everything(client: Client, pinned: PublicKey | None) -> list[PartitionCheck]:
+async def _everything(
+    client: Client, pinned: PublicKey | None, pace: Pace | None
+) -> list[PartitionCheck]:
     settings = settings_of(client.nats)
     checks = []
     async with connected(settings, "convo verify") as connection:
@@ -117,7 +126,12 @@ async def _everything(client: Client, pinned: PublicKey | None) -> list[Partitio
             with Counting(f"checking {name}", wanted=not client.as_json) as counting:
                 try:
                     check = await check_partition(
-                        connection, ledger, partition, pinned=pinned, progress=counting.at
+                        connection,
+                        ledger,
+                        partition,
+                        pinned=pinned,
+                        progress=counting.at,
+                        pace=pace,
                     )
                 except StoreUnavailable as error:
                     raise CommandFailed(str(error)) from None
@@ -140,6 +154,8 @@ def partition_lines(check: PartitionCheck, pinned: PublicKey | None) -> Iterator
         yield output.row(f"  signed by {PublicKey.parse(line).fingerprint}")
         if pinned is None:
             yield "  (that key is the ledger's own word: give the one published to you by --key)"
+    if check.first_bad_seq is not None:
+        yield f"  first bad sequence: {check.first_bad_seq}"
     for fault in check.faults:
         yield output.row(f"  {_fault(fault)}")
     if check.fault_count > len(check.faults):
@@ -150,6 +166,11 @@ def _fault(fault: dict[str, Any]) -> str:
     match fault["kind"]:
         case "sequence":
             return f"sequences {fault['from_seq']} to {fault['to_seq']} are missing"
+        case "batch":
+            return (
+                f"the batch at sequences {fault['from_seq']} to {fault['to_seq']} is not whole: "
+                f"{fault['problem']}"
+            )
         case "chain":
             return (
                 f"{fault['conversation']}: first bad at version {fault['version']} "

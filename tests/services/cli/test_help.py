@@ -48,6 +48,7 @@ CONTRACT = [
     "backup",
     "restore",
     "fence",
+    "scrub",
     "status",
     "doctor",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.connection import connect
 from infra.server import EmbeddedServer
 from infra.settings import Settings
 from services.bootstrap import running
@@ -175,3 +177,46 @@ def test_a_backup_that_ends_before_what_was_seen_is_restored_only_where_that_is_
     assert "what is between would be lost" in complaint(refused, 1)
     assert done.exit_code == 0, done.output
     assert convo("fence", "--data", gone_back).exit_code == 0
+
+
+# -- scrub -----------------------------------------------------------------------------------------
+
+
+def test_scrub_reads_everything(convo: Convo, copy: Path, alone: None, tmp_path: Path) -> None:
+    server = EmbeddedServer(tmp_path / "new")
+    convo("restore", copy, "--data", tmp_path / "new")
+    with beside(server):
+        found = answer(convo("scrub", "--json", "--rate", "5MB", "--nats", server.url))
+        beside_it = answer(convo("verify", "--all", "--json", "--nats", server.url))
+
+    assert found == beside_it
+    [partition] = found["partitions"]
+    assert partition["events"] == partition["last_seq"] > 0
+    assert partition["first_bad_seq"] is None
+
+
+def test_scrub_goes_on_behind_a_fault_and_names_the_first_bad_sequence(
+    convo: Convo, copy: Path, alone: None, tmp_path: Path
+) -> None:
+    server = EmbeddedServer(tmp_path / "new")
+    convo("restore", copy, "--data", tmp_path / "new")
+    with beside(server):
+        last = answer(convo("scrub", "--json", "--nats", server.url))["partitions"][0]["last_seq"]
+        forged = "convo.evt.0.default.c-forged"
+        for _ in range(2):
+            asyncio.run(published(server.url, forged))
+        result = convo("scrub", "--nats", server.url)
+
+    complaint(result, 1)
+    assert f"first bad sequence: {last + 1}" in result.stdout
+    assert f"{last + 2:,} events" in result.stdout
+
+
+async def published(url: str, subject: str) -> None:
+    client = await connect(url, name="test", settings=Settings())
+    await client.request(subject, b"{}", timeout=10)
+    await client.close()
+
+
+def test_scrub_at_no_rate(convo: Convo, ledger: str) -> None:
+    assert "write it as 5000" in complaint(convo("scrub", "--rate", "fast"), 2)
