@@ -21,7 +21,7 @@ from infra.connection import connect
 from infra.jetstream.errors import LedgerDamaged, StoreUnavailable
 from infra.server import EmbeddedServer, ServerFailed
 from infra.settings import Settings
-from services.bootstrap import running, topology
+from services.bootstrap import FENCE, running, topology
 from services.ledger_check import check_partition
 from tests.faults.history import Folded, Sight, fold, wrong_sights
 from tests.faults.load import Load, sight_of
@@ -61,8 +61,23 @@ async def run(rounds: int, rng: random.Random, directory: Path) -> Result:
             result.blame([f"undetected: {told}"])
         noticed["no difference" if by == "nothing" and found == root else by] += 1
         shutil.rmtree(copy)
+    await control(result, kept, truth, rng, directory / "copy")
     result.notes.append(", ".join(f"{count} by {by}" for by, count in noticed.most_common()))
     return result.end()
+
+
+async def control(
+    result: Result, kept: Path, truth: dict[str, Folded], rng: random.Random, copy: Path
+) -> None:
+    """The end of the stream cut off where nothing is known of it: what is shown then is too old."""
+    control = Result("")
+    shutil.copytree(kept, copy)
+    damage(copy, "cut off, no index", rng)
+    shutil.rmtree(copy / FENCE)
+    by, _ = await _noticed(copy, truth, control)
+    shutil.rmtree(copy)
+    words = f"without what the fence knows: {control.wrong} answers too old, noticed by {by}"
+    result.controlled(words, bites=control.wrong > 0)
 
 
 def damage(data_dir: Path, kind: str, rng: random.Random) -> str:
