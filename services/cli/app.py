@@ -18,6 +18,7 @@ from services.cli.directory import list_, search
 from services.cli.errors import FAILED, INTERRUPTED, USAGE, CommandFailed, Interrupted
 from services.cli.evidence import check_proof, export, notary, prove
 from services.cli.importing import import_
+from services.cli.keys import keys
 from services.cli.life import close, edit, erase, redact, reopen, reply
 from services.cli.operations import doctor, serve, status, up
 from services.cli.safekeeping import backup, fence, restore, scrub
@@ -202,6 +203,7 @@ for _command in (
     prove,
     check_proof,
     notary,
+    keys,
     sql,
     report,
     rebuild,

@@ -26,9 +26,10 @@ from infra.settings import InForce, Settings, without_password
 from infra.supervision import read_status
 from services.bootstrap import ANSWERING, FENCE, topology
 from services.cli.errors import CommandFailed, Unanswered
-from services.cli.inspection import server_version, services
+from services.cli.inspection import server_version
 from services.cli.output import row
 from services.cli.requests import connected, server_url
+from services.roster import services
 
 PACKAGES = (
     "conversation-ledger",

@@ -232,8 +232,8 @@ def _require_no_loss(archive: Archive, witnesses: Witnesses) -> None:
 async def _target(settings: Settings) -> AsyncIterator[Connection]:
     """A connection to the server to restore into: the one that was named, or one started for the
     data directory, which nobody else may use meanwhile."""
-    from services.cli.inspection import services
     from services.cli.requests import connected
+    from services.roster import services
 
     if settings.nats_url is None:
         async with _embedded(settings) as connection:

@@ -6,9 +6,19 @@ Everything that handlers stand on is in `app.state.gateway`; see `of`.
 from __future__ import annotations
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from services.endpoint import VERSION
-from services.gateway import chats, conversations, errors, page, sessions, streams, threads
+from services.gateway import (
+    chats,
+    conversations,
+    errors,
+    health,
+    page,
+    sessions,
+    streams,
+    threads,
+)
 from services.gateway.gateway import Gateway
 from services.gateway.guard import Guard
 
@@ -26,6 +36,14 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.state.gateway = gateway
     errors.install(app)
     app.add_middleware(Guard, settings=gateway.settings)
-    for family in (threads, conversations, streams, sessions, chats, page):
+    if origins := gateway.settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=sorted(origins),
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After", *chats.PROTOCOL],
+        )
+    for family in (threads, conversations, streams, sessions, chats, health, page):
         app.include_router(family.router)
     return app

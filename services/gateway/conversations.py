@@ -26,7 +26,7 @@ from services.gateway.errors import NOT_INITIALIZED, GatewayError, invalid, unre
 from services.gateway.gateway import Gateway, Ours
 from services.gateway.identity import Identity, Reader, Writer
 from services.gateway.live import Event, Viewer
-from services.gateway.sockets import BadFrame, Socket, attend
+from services.gateway.sockets import BadFrame, Socket, accepted, attend
 
 router = APIRouter(tags=["conversations"])
 
@@ -227,8 +227,7 @@ async def talk(websocket: WebSocket, id: str, caller: Reader, ours: Ours) -> Non
                 raise  # it is there, and another user's
             found = {"version": 0, "state": _UNKNOWN}
         viewer.begin(found["version"])
-        await websocket.accept()
-        socket = Socket(websocket)
+        socket = await accepted(websocket)
         talk = Talk(ours, caller, id, socket=socket, viewer=viewer, state=found["state"])
         await socket.send(talk.greeting())
         await attend(socket, talk.hear(), talk.tell())

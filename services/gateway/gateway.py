@@ -9,6 +9,7 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from infra.settings import Settings
+from services.gateway.examination import Examination
 from services.gateway.identity import Authority
 from services.gateway.ledger import Ledger
 from services.gateway.live import Live
@@ -22,6 +23,7 @@ class Gateway:
     ledger: Ledger
     live: Live
     authority: Authority
+    examination: Examination
 
 
 async def _of(connection: HTTPConnection) -> Gateway:

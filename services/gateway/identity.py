@@ -8,35 +8,47 @@ One without a user acts for the whole tenant (a back end with a key of its own).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol, get_args
+from base64 import b64decode
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, Protocol
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from domain.identity import ConversationId
-from services.gateway.errors import Forbidden
+from services.gateway.errors import Forbidden, TooManyRequests, Unauthenticated
+from services.gateway.limits import Bucket
 
 Scope = Literal["read", "write", "delete"]
-SCOPES: frozenset[str] = frozenset(get_args(Scope))
+SCOPES: frozenset[Scope] = frozenset(("read", "write", "delete"))
+
+ACTING_FOR = "x-user-id"
+"""Header: the user for whom credentials without a user ask."""
 
 DEFAULT_TENANT = "default"
+BEARER = "bearer."
+"""What the WebSocket subprotocol that holds credentials begins with."""
+
+USER_CHARS_MAX = 120
+BUCKETS_MAX = 10_000
+
 LOCAL_USER = "local"
 """Whose chats are listed where nobody has to say who they are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who asks. `name` is that of the credentials (a key's name, a token's subject).
+    """Who asks. `name` is that of the credentials (a key's, or a token's tenant and user).
 
-    `user_id` None: they act for every user of the tenant. `trusted` False: a header may not say
-    otherwise.
+    `user_id` None: they act for every user of the tenant.
     """
 
     tenant_id: str
     user_id: str | None
     name: str | None = None
-    scopes: frozenset[str] = SCOPES
+    scopes: frozenset[Scope] = SCOPES
     requests_per_minute: int | None = None
 
     def conversation(self, conversation_id: str) -> ConversationId:
@@ -75,9 +87,80 @@ ANYBODY = Identity(DEFAULT_TENANT, None)
 class Nobody:
     """CONVO_AUTH=none: whoever reaches this (loopback) port may do everything in one tenant."""
 
-    async def identify(self, connection: HTTPConnection) -> Identity:  # noqa: ARG002
-        """The same for everybody."""
-        return ANYBODY
+    async def identify(self, connection: HTTPConnection) -> Identity:
+        """The same for everybody, unless they say for which user they ask."""
+        return acting(ANYBODY, connection)
+
+
+class Limited:
+    """An authority whose credentials may ask so often: their own figure, or `per_minute`."""
+
+    def __init__(self, authority: Authority, per_minute: int | None) -> None:
+        self._authority = authority
+        self._per_minute = per_minute
+        self._buckets: OrderedDict[str, Bucket] = OrderedDict()
+
+    async def identify(self, connection: HTTPConnection) -> Identity:
+        """Raises TooManyRequests beside what the authority raises."""
+        identity = await self._authority.identify(connection)
+        per_minute = identity.requests_per_minute or self._per_minute
+        if per_minute is not None:
+            name = identity.name or identity.user
+            bucket = self._buckets.pop(name, None) or Bucket(per_minute / 60, per_minute)
+            self._buckets[name] = bucket
+            if len(self._buckets) > BUCKETS_MAX:
+                self._buckets.popitem(last=False)
+            if (after_s := bucket.take()) > 0:
+                raise TooManyRequests(
+                    f"these credentials may ask {per_minute} times a minute: wait {after_s:.1f} s",
+                    after_s,
+                )
+        return identity
+
+
+def credentials(connection: HTTPConnection) -> str:
+    """The key or token of a request. Raises Unauthenticated when it has none.
+
+    In `Authorization: Bearer` or `X-API-Key`; where a browser cannot set headers, as `access_token`
+    in the query (EventSource), or as the WebSocket subprotocol `bearer.<base64url of it>`.
+    """
+    scheme, _, text = connection.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and text.strip():
+        return text.strip()
+    found = connection.headers.get("x-api-key")
+    if not found and connection.scope["type"] == "websocket":
+        found = _of_subprotocols(connection.scope["subprotocols"])
+    if not found and connection.scope.get("method", "GET") == "GET":
+        found = connection.query_params.get("access_token")
+    if not found:
+        raise Unauthenticated("credentials are needed: send Authorization: Bearer <key or token>")
+    return found
+
+
+def _of_subprotocols(offered: Iterable[str]) -> str | None:
+    for each in offered:
+        if each.startswith(BEARER):
+            text = each.removeprefix(BEARER)
+            try:
+                return b64decode(text + "=" * (-len(text) % 4), altchars=b"-_").decode()
+            except ValueError:
+                return None
+    return None
+
+
+def acting(identity: Identity, connection: HTTPConnection) -> Identity:
+    """The identity, for the user that the request names where it has none of its own.
+
+    Raises Forbidden when it names another user than the credentials do.
+    """
+    user = connection.headers.get(ACTING_FOR)
+    if not user or user == identity.user_id:
+        return identity
+    if identity.user_id is not None:
+        raise Forbidden(f"these credentials are of user {identity.user_id!r}, not of {user!r}")
+    if len(user) > USER_CHARS_MAX or not user.isprintable():
+        raise Forbidden(f"{ACTING_FOR} has to be an id of at most {USER_CHARS_MAX} characters")
+    return replace(identity, user_id=user)
 
 
 async def _identity(connection: HTTPConnection, scope: Scope) -> Identity:

@@ -21,10 +21,13 @@ from infra.connection import connect
 from infra.settings import Settings, variable
 from services.gateway.app import create_app
 from services.gateway.errors import GatewayUnusable
+from services.gateway.examination import Examination
 from services.gateway.gateway import Gateway
-from services.gateway.identity import Authority, Nobody
+from services.gateway.identity import Authority, Limited, Nobody
+from services.gateway.keys import Keys
 from services.gateway.ledger import Ledger
 from services.gateway.live import Live
+from services.gateway.tokens import Tokens
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +63,8 @@ async def running(settings: Settings, *, url: str) -> AsyncIterator[str]:
         ledger = Ledger(asking)
         live = Live(hearing, ledger)
         stack.push_async_callback(live.close)
-        server = _Server(_config(create_app(Gateway(settings, ledger, live, authority))))
+        gateway = Gateway(settings, ledger, live, authority, Examination(asking, settings))
+        server = _Server(_config(create_app(gateway)))
         serving = asyncio.ensure_future(server.serve([listener]))
         try:
             while not (server.started or serving.done()):  # noqa: ASYNC110 - it has no event
@@ -78,12 +82,20 @@ async def running(settings: Settings, *, url: str) -> AsyncIterator[str]:
 
 def authority_of(settings: Settings) -> Authority:
     """Who tells who asks, as the settings say. Raises GatewayUnusable."""
-    if not loopback(settings.gateway_host):
-        raise GatewayUnusable(
-            f"{variable('auth')}=none lets everybody in, so the gateway binds to loopback only, "
-            f"not to {settings.gateway_host}: set {variable('auth')} to keys or jwt"
-        )
-    return Nobody()
+    authority: Authority
+    match settings.auth:
+        case "none":
+            if not loopback(settings.gateway_host):
+                raise GatewayUnusable(
+                    f"{variable('auth')}=none lets everybody in, so the gateway binds to loopback "
+                    f"only, not to {settings.gateway_host}: set {variable('auth')} to keys or jwt"
+                )
+            authority = Nobody()
+        case "keys":
+            authority = Keys(settings.api_keys)
+        case "jwt":
+            authority = Tokens(settings)
+    return Limited(authority, settings.requests_per_minute)
 
 
 def loopback(host: str) -> bool:

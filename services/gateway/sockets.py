@@ -33,6 +33,16 @@ FRAMES_PER_S: Final = 50
 FRAMES_AT_ONCE: Final = 200
 
 
+PROTOCOL: Final = "convo"
+"""A browser that offers its credentials as a subprotocol wants one taken: it offers this beside."""
+
+
+async def accepted(websocket: WebSocket) -> Socket:
+    """The WebSocket, accepted."""
+    await websocket.accept(PROTOCOL if PROTOCOL in websocket.scope["subprotocols"] else None)
+    return Socket(websocket)
+
+
 class BadFrame(Exception):
     """A frame that is no JSON object; the connection stays open. The text says what is wrong."""
 

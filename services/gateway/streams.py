@@ -23,7 +23,7 @@ from services.gateway.errors import NOT_INITIALIZED, Forbidden, GatewayError, in
 from services.gateway.gateway import Gateway, Ours
 from services.gateway.identity import Identity, Reader, Writer
 from services.gateway.live import Event, Viewer
-from services.gateway.sockets import BadFrame, Socket, attend
+from services.gateway.sockets import BadFrame, Socket, accepted, attend
 from services.gateway.sse import KEEP_ALIVE, KEEP_ALIVE_S, EventStream, event
 
 router = APIRouter(tags=["streams"])
@@ -33,7 +33,6 @@ PROMPT_MAX: Final = 1_000_000
 QUIET: Final = frozenset({"ConversationStarted", "UsageRecorded"})
 """Events that change nothing of what is shown."""
 
-PROTOCOL: Final = "convo"
 SESSION: Final = "sessionId"
 
 ConversationIdText = Annotated[str, Query(alias="conversationId", max_length=CONVERSATION_MAX)]
@@ -131,9 +130,7 @@ async def ws(
 ) -> None:
     """A chat; see the module's text."""
     id = caller.conversation(conversation_id) if conversation_id else None
-    # A browser that offers its credentials as a subprotocol wants one of them taken.
-    await websocket.accept(PROTOCOL if PROTOCOL in websocket.scope["subprotocols"] else None)
-    client = Client(Socket(websocket), ours, caller, id, session_id)
+    client = Client(await accepted(websocket), ours, caller, id, session_id)
     try:
         await attend(client.socket, client.listen(), client.watch())
     finally:

@@ -1,7 +1,7 @@
-"""The page at `/`: chats in a browser, from three files that are here. Nothing comes from
-elsewhere, and its Content-Security-Policy lets nothing come.
+"""The pages: chats in a browser at `/`, the OpenAPI document at `/docs`, from files that are here.
+Nothing comes from elsewhere, and their Content-Security-Policy lets nothing come.
 
-It reads by the streams family's WebSocket and writes by the chats family's requests.
+The chats are read by the streams family's WebSocket and written by the chats family's requests.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ FILES: Final = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
+    "/docs": ("docs.html", "text/html"),
+    "/docs.css": ("docs.css", "text/css"),
+    "/docs.js": ("docs.js", "text/javascript"),
 }
 
 

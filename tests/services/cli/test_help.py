@@ -40,6 +40,7 @@ CONTRACT = [
     "prove",
     "check-proof",
     "notary",
+    "keys",
     "sql",
     "report",
     "rebuild",
@@ -54,7 +55,7 @@ CONTRACT = [
 ]
 """Contract section 7, as far as it is built; `update` and `events` come with the same verbs."""
 
-OFFLINE = ("check-proof", "notary")
+OFFLINE = ("check-proof", "notary", "keys")
 """Commands that need no server, so they take none."""
 
 CLIENTS = [name for name in CONTRACT if name not in ("up", "serve", *OFFLINE)]
@@ -71,7 +72,7 @@ def test_every_command_has_an_example_in_its_help(convo: Convo, name: str) -> No
     assert result.exit_code == 0
     assert "Example:" in result.stdout
     assert f"  convo {name}" in result.stdout or f"| convo {name}" in result.stdout
-    assert "--json" in result.stdout or name == "notary"
+    assert "--json" in result.stdout or name in ("notary", "keys")
     assert ("--nats URL" in result.stdout) == (name not in OFFLINE)
 
 
