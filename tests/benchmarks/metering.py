@@ -17,8 +17,17 @@ def cpu_seconds(pid: int) -> float:
 
 def peak_memory_mb(pid: int) -> float:
     """The most resident memory it had since `forget_peak_memory`, in MB (10^6 bytes)."""
+    return _status_mb(pid, "VmHWM:")
+
+
+def memory_mb(pid: int) -> float:
+    """Its resident memory at the moment, in MB (10^6 bytes)."""
+    return _status_mb(pid, "VmRSS:")
+
+
+def _status_mb(pid: int, name: str) -> float:
     for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(name):
             return int(line.split()[1]) * 1024 / 1e6
     raise ProcessLookupError(f"process {pid} has ended")
 

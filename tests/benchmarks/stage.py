@@ -75,12 +75,12 @@ async def stage(
     try:
         await server.start()
         url = server.url
-        ours = _environment(url, ROOT)
+        ours = environment(url, ROOT)
         worker = (*interpreter, *WORKER[2:]) if interpreter else WORKER
         python = (sys.executable, "-P", "-m")
         listen = (*python, echo.__name__, url)
         programs: dict[Service, Program] = {
-            "worker": _program(folder, "worker", worker, _environment(url, root)),
+            "worker": _program(folder, "worker", worker, environment(url, root)),
             "echo": _program(folder, "echo", listen, ours),
             "bare": _program(folder, "bare", (*listen, "bare"), ours),
             "naive": _program(folder, "naive", (*python, naive.__name__, url), ours),
@@ -132,7 +132,7 @@ async def load_process() -> AsyncIterator[LoadProcess]:
         *(sys.executable, "-P", "-m", "tests.benchmarks.load"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        env=_environment("", ROOT),
+        env=environment("", ROOT),
         limit=_LINE_BYTES_MAX,
     )
     try:
@@ -147,7 +147,7 @@ async def load_process() -> AsyncIterator[LoadProcess]:
             await process.wait()
 
 
-def _environment(url: str, root: Path) -> Mapping[str, str]:
+def environment(url: str, root: Path) -> Mapping[str, str]:
     """Ours without the operator's settings: what is measured are the defaults."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     return {**kept, "PYTHONPATH": str(root), variable("nats_url"): url}

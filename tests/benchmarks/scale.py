@@ -1,0 +1,317 @@
+"""`python -m tests.benchmarks.scale`: whether what an append and a read cost stays the same.
+
+By the number of conversations, the length of one, the age of the ledger, the number of live
+subscribers and of workers; the memory of a worker that has touched very many conversations; and
+how long `convo up` takes until it answers, empty and on the ledger that all this has made. Several
+minutes; `--conversations` and `--appends` make it shorter. Each figure stands beside the same one
+taken on the young ledger of the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import nats
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+
+from infra.supervision import Program, Supervisor
+from services.up import WORKER
+from tests.benchmarks import metering
+from tests.benchmarks.load import Load, Order, Request
+from tests.benchmarks.peers.servers import free_port
+from tests.benchmarks.stage import ROOT, LoadProcess, Stage, environment, load_process, stage
+from tests.benchmarks.texts import text
+
+WRITERS = 256
+READERS = 64
+SUBSCRIBERS = 100
+LONG = 20_000
+"""Events in the longest conversation."""
+
+_SECONDS = 4.0
+_UP_WITHIN_S = 60.0
+_CONVO_UP = "import sys; from services.cli import main; sys.exit(main())"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the ledger is made: conversations touched, and appends after that."""
+
+    conversations: int = 300_000
+    appends: int = 1_000_000
+
+
+class Ground:
+    """One stage with its load: orders in the words of this benchmark."""
+
+    def __init__(self, up: Stage, load: LoadProcess) -> None:
+        self.up = up
+        self._load = load
+
+    async def order(
+        self,
+        requests: Sequence[Request],
+        *,
+        seconds: float = _SECONDS,
+        prepare: Sequence[Sequence[Request]] = (),
+        requests_max: int = sys.maxsize,
+    ) -> Load:
+        """Each writer repeats its request; raises AssertionError when one is refused."""
+        load = await self._load.carry_out(
+            Order(
+                url=self.up.url,
+                prepare=prepare,
+                requests=requests,
+                ok='"ok":true',
+                seconds=seconds,
+                warm_up_s=0,
+                requests_max=requests_max,
+                watch=self.up.watch("worker"),
+            )
+        )
+        assert not load.errors, load.first_error
+        return load
+
+    async def appends(self, run: str, *, seconds: float = _SECONDS) -> float:
+        """Appends a second by `WRITERS` writers to new conversations."""
+        names = [f"{run}-{writer}" for writer in range(WRITERS)]
+        load = await self.order(
+            [_append(name) for name in names], prepare=[_inits(names)], seconds=seconds
+        )
+        return load.replies / load.wall_s
+
+    async def reads(self, run: str) -> float:
+        """Windows a second by `READERS` readers."""
+        names = [f"{run}-{reader}" for reader in range(READERS)]
+        load = await self.order(
+            [_read(name) for name in names],
+            prepare=[_inits(names), [_import(n, 60) for n in names]],
+        )
+        return load.replies / load.wall_s
+
+    def worker_mb(self) -> float:
+        """Resident memory of the worker now, in MB."""
+        return metering.memory_mb(self.up.watch("worker")["service"])
+
+
+async def measure(scale: Scale, folder: Path) -> None:
+    """Carries everything out and prints a line for each figure."""
+    empty = await _up_answers(folder / "empty")
+    say("convo up, empty, to the first answer", f"{empty:.2f} s")
+    async with AsyncExitStack() as stack:
+        load = await stack.enter_async_context(load_process())
+        async with stage(folder / "ledger") as up:
+            ground = Ground(up, load)
+            young = await ground.appends("young")
+            say("append at 256, young ledger", f"{young:,.0f}/s")
+            young_reads = await ground.reads("young-read")
+            say("window at 64, young ledger", f"{young_reads:,.0f}/s")
+            await _by_length(ground)
+            await _by_subscribers(ground)
+            await _by_workers(ground)
+            await _touch(ground, scale)
+            old = await ground.appends("old")
+            say("append at 256, the ledger as it is now", f"{old / young:.2f} × young")
+            old_reads = await ground.reads("old-read")
+            say("window at 64, the ledger as it is now", f"{old_reads / young_reads:.2f} × young")
+    again = await _up_answers(folder / "ledger")
+    events = scale.conversations * 2 + scale.appends
+    say(
+        f"convo up on {events:,} events in {scale.conversations:,} conversations, first answer",
+        f"{again:.2f} s",
+    )
+
+
+async def _touch(ground: Ground, scale: Scale) -> None:
+    """A conversation begun and written to once, so many times; then appends on a part of them."""
+    began = time.monotonic()
+    before = ground.worker_mb()
+    for names in _chunks(scale.conversations, 2_000):
+        await ground.order(
+            [_append(name) for name in names],
+            prepare=[_inits(names)],
+            seconds=0,
+            requests_max=len(names),
+        )
+    touched = ground.worker_mb()
+    say(
+        f"memory of the worker, {scale.conversations:,} conversations touched",
+        f"{touched:.0f} MB (before: {before:.0f}; {time.monotonic() - began:.0f} s)",
+    )
+    began = time.monotonic()
+    names = [f"touched-{number}" for number in range(min(WRITERS * 8, scale.conversations))]
+    await ground.order([_append(name) for name in names], seconds=600, requests_max=scale.appends)
+    say(
+        f"memory of the worker, {scale.appends:,} appends later",
+        f"{ground.worker_mb():.0f} MB ({scale.appends / (time.monotonic() - began):,.0f}/s)",
+    )
+
+
+async def _by_length(ground: Ground) -> None:
+    rates: dict[int, float] = {}
+    for length in (100, LONG):
+        name = f"long-{length}"
+        imports = [[_import(name, min(500, length - 1))]] * max(1, length // 500)
+        load = await ground.order([_append(name)] * 16, prepare=[_inits([name]), *imports])
+        rates[length] = load.replies / load.wall_s
+    say(
+        f"append by 16 to one conversation of {LONG:,} events",
+        f"{rates[LONG] / rates[100]:.2f} × one of 100",
+    )
+
+
+async def _by_subscribers(ground: Ground) -> None:
+    alone = await ground.appends("alone")
+    heard = 0
+
+    async def hear(_message: object) -> None:
+        nonlocal heard
+        heard += 1
+
+    clients = [await nats.connect(ground.up.url) for _ in range(SUBSCRIBERS)]
+    try:
+        for number, client in enumerate(clients):  # each watches conversations of its own
+            for writer in range(number, WRITERS, SUBSCRIBERS):
+                await client.subscribe(f"convo.live.*.default.watched-{writer}", cb=hear)
+            await client.flush()
+        watched = await ground.appends("watched")
+    finally:
+        for client in clients:
+            await client.close()
+    assert heard, "nothing was heard: the subscribers watch the wrong subjects"
+    say(
+        f"append at 256, each conversation watched by one of {SUBSCRIBERS} connections",
+        f"{watched / alone:.2f} × unwatched",
+    )
+
+
+async def _by_workers(ground: Ground) -> None:
+    one, one_reads = await ground.appends("one"), await ground.reads("one-read")
+    async with _another_worker(ground.up):
+        two, two_reads = await ground.appends("two"), await ground.reads("two-read")
+    say("append at 256, two workers", f"{two / one:.2f} × one")
+    say("window at 64, two workers", f"{two_reads / one_reads:.2f} × one")
+
+
+@contextlib.asynccontextmanager
+async def _another_worker(up: Stage) -> AsyncIterator[None]:
+    supervisor = Supervisor()
+    log = up.server.log_file.with_name("worker-2.log")
+    supervisor.start(Program("worker-2", WORKER, environment(up.url, ROOT), log), keep=False)
+    client = await nats.connect(up.url)
+    try:
+        while await _answers_of(client, "$SRV.PING.convo-commands") < 2:
+            pass  # each time it listens for a moment
+        yield
+    finally:
+        await client.close()
+        await supervisor.stop(["worker-2"])
+
+
+async def _answers_of(client: Client, subject: str) -> int:
+    inbox = client.new_inbox()
+    heard = await client.subscribe(inbox)
+    await client.publish(subject, b"", reply=inbox)
+    answers = 0
+    with contextlib.suppress(NatsError):
+        while True:
+            await heard.next_msg(timeout=0.3)
+            answers += 1
+    await heard.unsubscribe()
+    return answers
+
+
+async def _up_answers(data: Path) -> float:
+    """Seconds from starting `convo up` to the first answer to a command."""
+    port = free_port()
+    started = time.monotonic()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-c", _CONVO_UP, "up", "--data", str(data), "--port", str(port)),
+        stdout=asyncio.subprocess.DEVNULL,
+        env={**environment("", ROOT), "CONVO_NATS_URL": "", "CONVO_GATEWAY_PORT": str(free_port())},
+    )
+    try:
+        client = await nats.connect(
+            f"nats://127.0.0.1:{port}", max_reconnect_attempts=-1, reconnect_time_wait=0.02,
+            connect_timeout=1, error_cb=_quiet, allow_reconnect=True,
+        )  # fmt: skip
+        subject, body = _inits([f"first-{os.getpid()}-{port}"])[0]
+        while True:
+            try:
+                reply = await client.request(subject, body.encode(), timeout=1)
+            except NatsError:
+                assert time.monotonic() - started < _UP_WITHIN_S, "convo up does not answer"
+                await asyncio.sleep(0.01)
+            else:
+                assert json.loads(reply.data)["ok"], reply.data
+                break
+        took = time.monotonic() - started
+        await client.close()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        await process.wait()
+    return took
+
+
+async def _quiet(_error: Exception) -> None:
+    """Connections are refused until the server is there."""
+
+
+def _append(name: str) -> Request:
+    return f"convo.cmd.default.{name}.append", json.dumps({"role": "user", "content": text(1)})
+
+
+def _inits(names: Sequence[str]) -> list[Request]:
+    body = json.dumps({"user_id": "bench", "title": "Scale"})
+    return [(f"convo.cmd.default.{name}.init", body) for name in names]
+
+
+def _import(name: str, messages: int) -> Request:
+    body = {"mode": "append", "messages": [{"role": "user", "content": text(1)}] * messages}
+    return f"convo.cmd.default.{name}.import", json.dumps(body)
+
+
+def _read(name: str) -> Request:
+    return f"convo.get.default.{name}.messages", "{}"
+
+
+def _chunks(conversations: int, size: int) -> Iterator[list[str]]:
+    for start in range(0, conversations, size):
+        yield [f"touched-{n}" for n in range(start, min(start + size, conversations))]
+
+
+def say(what: str, figure: str) -> None:
+    """One figure."""
+    print(f"{what}: {figure}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.scale")
+    parser.add_argument("--conversations", type=int, default=Scale.conversations)
+    parser.add_argument("--appends", type=int, default=Scale.appends)
+    arguments = parser.parse_args()
+    results = ROOT / "bench-results"
+    results.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="scale-", dir=results))
+    try:
+        asyncio.run(measure(Scale(arguments.conversations, arguments.appends), folder))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
