@@ -31,6 +31,7 @@ from services.directory import DirectoryService
 from services.endpoint import NEVER_ANSWER, Outbox
 from services.health import Health
 from services.notary import Notary
+from services.others import Others
 from services.queries import QueryService
 from services.sweeper import Sweeper
 
@@ -60,6 +61,9 @@ ANSWERING = ("commands", "queries", "audit", "analytics", "directory", "responde
 FENCE = "fence"
 """Within the data directory: what was seen of each stream, see `infra.jetstream.fence`."""
 
+LIVE = "convo.live"
+"""Prefix of the events' live copies."""
+
 STORE_WITHIN_S = 30.0
 """How long JetStream may take to be ready after the server answers (it recovers its streams)."""
 
@@ -69,7 +73,7 @@ def topology(settings: Settings) -> Topology:
     return Topology(
         stream="CONVO-EVENTS",
         prefix="convo.evt",
-        live_prefix="convo.live",
+        live_prefix=LIVE,
         snapshot_stream="CONVO-SNAPSHOTS",
         snapshot_prefix="convo.snap",
         partitions=settings.partitions,
@@ -129,17 +133,21 @@ async def running(
         await fence.start()
         stack.push_async_callback(fence.close)
         stack.push_async_callback(store.close)
+        others = Others(serving, LIVE, writes="commands" in services)
         conversations = Conversations(
             store,
             limits=Limits(settings.max_content_bytes, settings.messages_per_minute),
             window_size=settings.window_size,
             cache_bytes=settings.cache_bytes,
+            epoch=lambda: others.epoch,
         )
         outbox = Outbox(writing)
         process = Process(store, conversations, outbox, settings, reading, fence=fence)
         directory = DirectoryService(settings, store.topology, outbox)
         analytics: AnalyticsService | None = None
         try:
+            if "commands" in services or "queries" in services:
+                await others.start(conversations.heard)
             if "commands" in services:
                 await process.health.start(reading)
                 await process.commands.start(serving)
@@ -161,6 +169,7 @@ async def running(
             yield process
         finally:
             await process.sweeper.close()
+            await others.stop()
             if serving.is_connected:
                 await serving.drain()
             await process.queries.idle()
@@ -170,6 +179,7 @@ async def running(
             if analytics is not None:
                 await analytics.close()
             await conversations.close()
+            await others.say_bye(writing)
             await process.commands.idle()
             await outbox.close()
 

@@ -15,6 +15,7 @@ A conversation that is flooded takes no more than its share: only so many of its
 decided ahead of the store, the others wait for their turn, and their neighbours do not.
 
 What is in memory is a cache: bounded in bytes, least recently used out first, never a source.
+While every event that is stored is heard of here (`others`), a read need not ask the ledger.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import logging
 import random
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from itertools import count
 
 from eventsourcing.persistence import StoredEvent
@@ -46,7 +47,7 @@ from domain.events import ConversationEvent
 from domain.identity import ConversationId
 from domain.mapper import ConversationMapper
 from infra.jetstream.committer import Write
-from infra.jetstream.envelope import GENESIS, Recorded, Tail, pack, verify_chain
+from infra.jetstream.envelope import GENESIS, Recorded, Tail, pack, unpack, verify_chain
 from infra.jetstream.errors import Conflict, LedgerDamaged, StoreUnavailable
 from infra.jetstream.store import Store, check_contiguous
 from projections.state import ConversationView
@@ -74,6 +75,9 @@ HELD_MAX = 20_000
 
 MIN_SEQ_WAIT_S = 2.0
 """How long a read waits for the event that its caller has seen."""
+
+KNOWN_S = 10.0
+"""How long a view is held to be up to date by what is heard; then it is compared once more."""
 
 WAIT_PAUSE_S = 0.02
 _ENTRY_BYTES = 2_000
@@ -145,8 +149,11 @@ class InUse:
         "conversation",
         "dropped",
         "fault",
+        "heard_seq",
         "held",
         "key",
+        "known_in",
+        "known_until",
         "load",
         "load_error",
         "loaded",
@@ -175,6 +182,18 @@ class InUse:
         self.settled: asyncio.Event | None = None
         self.snapshot_version = 0
         self.weight = _ENTRY_BYTES
+        self.heard_seq = 0  # of an event that was stored while this was being loaded
+        self.known_in: int | None = None  # the epoch in which the view was found to be up to date
+        self.known_until = 0.0
+
+    def known(self, epoch: int | None) -> None:
+        """Notes that the view was up to date at a moment in this epoch."""
+        self.known_in = epoch
+        self.known_until = time.monotonic() + KNOWN_S
+
+    def is_known(self, epoch: int | None) -> bool:
+        """Whether the view includes everything that is stored, as far as is heard here."""
+        return epoch is not None and self.known_in == epoch and time.monotonic() < self.known_until
 
     @property
     def busy(self) -> bool:
@@ -185,8 +204,18 @@ class InUse:
 class Conversations:
     """Executes commands and shows views. See the module's text for what is guaranteed."""
 
-    def __init__(self, store: Store, *, limits: Limits, window_size: int, cache_bytes: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        limits: Limits,
+        window_size: int,
+        cache_bytes: int,
+        epoch: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        """`epoch`: see `others.Others.epoch`; None at all times where nothing else is heard of."""
         self.store = store
+        self._epoch = epoch
         self.window_size = window_size
         self._limits = limits
         self._cache_bytes = cache_bytes
@@ -417,21 +446,26 @@ class Conversations:
         """The conversation as it is stored; `version` 0 when it does not exist.
 
         Fresh when it was asked for: the last event is compared with the store (through the leader
-        when `strong`); only a view that already includes `min_seq` is shown without asking. Use it
-        at once: it goes on changing. Raises NotYetThere when `min_seq` does not appear in time,
-        StoreUnavailable, LedgerDamaged.
+        when `strong`), unless everything that is stored is heard of here, or the view already
+        includes `min_seq`. Use it at once: it goes on changing. Raises NotYetThere when `min_seq`
+        does not appear in time, StoreUnavailable, LedgerDamaged.
         """
         give_up_at = time.monotonic() + MIN_SEQ_WAIT_S
         leader = strong
         look = True
         last: Recorded | None = None
         for looks in count():
+            epoch = self._epoch()
             entry = await self._ready(id.key)
-            if min_seq is not None and not strong and entry.view.seq >= min_seq:
-                return entry.view
+            if not strong:
+                enough = entry.is_known(epoch) if min_seq is None else entry.view.seq >= min_seq
+                if enough:
+                    return entry.view
             if look:  # once: what is written after it was asked for need not be in it
                 last = await self.store.last(id.key, leader=leader)
             there = await self._stands_at(entry, last)
+            if there and look:
+                entry.known(epoch)
             if there and (min_seq is None or entry.view.seq >= min_seq):
                 return entry.view
             if time.monotonic() > give_up_at:
@@ -466,6 +500,32 @@ class Conversations:
             return True
         self._drop(entry)
         return False
+
+    def heard(self, key: str, headers: Mapping[str, str], body: bytes) -> None:
+        """Takes in the live copy of an event that was stored, by us or by another process."""
+        entry = self._in_use.get(key)
+        if entry is None:
+            return
+        try:
+            recorded = unpack(headers, body)
+            if not entry.loaded:
+                entry.heard_seq = recorded.seq
+            elif entry.view.seq < recorded.seq:
+                self._take_in(entry, recorded)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the ledger itself is asked next)
+            log.warning("what was heard of %s is of no use: %s", key, error)
+            self._drop(entry)
+
+    def _take_in(self, entry: InUse, recorded: Recorded) -> None:
+        if entry.pending:
+            if recorded.version > entry.tail.version:
+                self._drop(entry)  # somebody else's
+            return  # ours most likely; whose it is, what becomes of our append will tell
+        if recorded.version == entry.view.version + 1:
+            self._fold(entry, [recorded])
+            self._weigh(entry)
+        else:
+            self._drop(entry)  # one was not heard
 
     async def replay(
         self, id: ConversationId, until: Callable[[ConversationEvent], bool], *, through: int = 0
@@ -529,7 +589,10 @@ class Conversations:
         try:
             if pause_s:
                 await asyncio.sleep(pause_s)
+            epoch = self._epoch()
             await self._read_in(entry)
+            if entry.view.seq >= entry.heard_seq:
+                entry.known(epoch)
         except Exception as error:  # noqa: BLE001 (whatever it is, the callers are told)
             entry.load_error = error
             self._drop(entry)

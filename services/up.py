@@ -177,9 +177,9 @@ class Ledger:
                 self.supervisor.start(Program(name, self.worker, environment))
                 for name in self.names
             ]
-            for name, command in self.beside.items():
-                self.supervisor.start(Program(name, command, environment))
             await self._answering(client, children)
+            for name, command in self.beside.items():  # only now: the workers need the processors
+                self.supervisor.start(Program(name, command, environment))
             version = client.connected_server_version
         finally:
             await client.close()
