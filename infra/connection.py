@@ -10,7 +10,9 @@ import os
 import re
 import ssl
 import time
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
 
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
@@ -24,13 +26,20 @@ log = logging.getLogger(__name__)
 SERVER_VERSION_MIN = (2, 15, 1)
 """Older servers order the fsyncs of a batch differently: an acknowledgement would promise less."""
 
+Dialled = TypeVar("Dialled", bound=SturdyClient)
+
 FIRST_CONNECT_TIMEOUT_S = 5.0
 LOG_PAUSE_S = 10.0
 """Between two lines about the same trouble of one connection."""
 
 
 class ConnectionRefused(Exception):
-    """No usable connection; the message says what to do."""
+    """No usable connection; the message says what to do. `problem` is what is the matter, for
+    whoever has other advice to give."""
+
+    def __init__(self, problem: str, advice: str = "") -> None:
+        super().__init__(f"{problem}. {advice}" if advice else problem)
+        self.problem = problem
 
 
 class ServerUnreachable(ConnectionRefused):
@@ -45,10 +54,52 @@ class ServerTooOld(ConnectionRefused):
     """The server answered and is older than `SERVER_VERSION_MIN`."""
 
 
+@dataclass(frozen=True)
+class Access:
+    """How to be let in: a `.creds` file, and PEM files for TLS; without any the URL decides."""
+
+    creds: Path | str | None = None
+    tls_ca: Path | str | None = None
+    tls_cert: Path | str | None = None
+    tls_key: Path | str | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """What the settings say."""
+        return cls(
+            settings.nats_creds,
+            settings.nats_tls_ca,
+            settings.nats_tls_cert,
+            settings.nats_tls_key,
+        )
+
+    def tls(self) -> ssl.SSLContext | None:
+        """The TLS files as a context, None when there are none.
+
+        `ConnectionRefused` when a file does not hold what it should.
+        """
+        if not (self.tls_ca or self.tls_cert):
+            return None
+        try:
+            context = ssl.create_default_context(cafile=self.tls_ca)
+            if self.tls_cert:
+                context.load_cert_chain(self.tls_cert, self.tls_key)
+        except (OSError, ssl.SSLError) as error:
+            names = ", ".join(variable(f"nats_tls_{part}") for part in ("ca", "cert", "key"))
+            problem = f"The TLS files cannot be used ({error}); they must be PEM"
+            raise ConnectionRefused(problem, f"Look at {names}.") from None
+        return context
+
+
 async def connect(
     url: str, *, name: str, settings: Settings, within: float = FIRST_CONNECT_TIMEOUT_S
 ) -> SturdyClient:
-    """Returns a connection that is up; from then on it reconnects for ever, every 0.1 s.
+    """Returns a connection that is up, by the settings; see `dial`."""
+    return await dial(SturdyClient(), url, name=name, access=Access.of(settings), within=within)
+
+
+async def dial(client: Dialled, url: str, *, name: str, access: Access, within: float) -> Dialled:
+    """Connects `client` and returns it; from then on it reconnects for ever, every 0.1 s.
 
     `url` may name several servers, with commas; `within` bounds the first connection, in seconds.
     A publish while disconnected fails at once (nothing is buffered: a buffered one would be sent
@@ -56,8 +107,7 @@ async def connect(
     it but by its own timeout. `ServerUnreachable`, `CredentialsRefused` or `ServerTooOld`.
     """
     watch = _Watch(name)
-    client = SturdyClient()
-    connecting = asyncio.ensure_future(client.connect(**_options(url, settings, watch)))
+    connecting = asyncio.ensure_future(client.connect(**_options(url, access, watch)))
     refused = asyncio.ensure_future(watch.refused.wait())
     try:
         await asyncio.wait(
@@ -69,8 +119,8 @@ async def connect(
         require_version(_version(client), url)
     except (OSError, ValueError, NatsError) as error:
         await _close(client)
-        msg = f"{variable('nats_url')}={without_password(url)} cannot be used: {error}"
-        raise ServerUnreachable(msg) from None
+        problem = f"{without_password(url)} cannot be used ({error})"
+        raise ServerUnreachable(problem, f"Look at --nats or {variable('nats_url')}.") from None
     except BaseException:
         connecting.cancel()
         await asyncio.gather(connecting, return_exceptions=True)
@@ -87,30 +137,12 @@ def require_version(version: str, url: str) -> None:
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
     if numbers < SERVER_VERSION_MIN:
         wanted = ".".join(str(part) for part in SERVER_VERSION_MIN)
-        msg = (
+        problem = (
             f"nats-server at {without_password(url)} is {version}; {wanted} or newer is needed, "
-            "because older ones do not fsync a batch before acknowledging it. Upgrade it, or unset "
-            f"{variable('nats_url')} to use the embedded server."
+            "because older ones do not fsync a batch before acknowledging it"
         )
-        raise ServerTooOld(msg)
-
-
-def tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """Our TLS settings as a context; None when there are none (the URL then decides alone).
-
-    `ConnectionRefused` when a file does not hold what it should.
-    """
-    if not (settings.nats_tls_ca or settings.nats_tls_cert):
-        return None
-    try:
-        context = ssl.create_default_context(cafile=settings.nats_tls_ca)
-        if settings.nats_tls_cert:
-            context.load_cert_chain(settings.nats_tls_cert, settings.nats_tls_key)
-    except (OSError, ssl.SSLError) as error:
-        names = ", ".join(variable(f"nats_tls_{part}") for part in ("ca", "cert", "key"))
-        msg = f"The TLS files cannot be used ({error}); they must be PEM. Look at {names}."
-        raise ConnectionRefused(msg) from None
-    return context
+        advice = f"Upgrade it, or unset {variable('nats_url')} to use the embedded server."
+        raise ServerTooOld(problem, advice)
 
 
 async def _close(client: Client) -> None:
@@ -168,7 +200,7 @@ class _Watch:
             log.warning("%s", line)
 
 
-def _options(url: str, settings: Settings, watch: _Watch) -> dict[str, Any]:
+def _options(url: str, access: Access, watch: _Watch) -> dict[str, Any]:
     options: dict[str, Any] = {
         "servers": [each.strip() for each in url.split(",")],
         "name": watch.name,
@@ -183,9 +215,9 @@ def _options(url: str, settings: Settings, watch: _Watch) -> dict[str, Any]:
         "reconnected_cb": watch.on_reconnect,
         "closed_cb": watch.on_close,
     }
-    if settings.nats_creds:
-        options["user_credentials"] = str(settings.nats_creds)
-    if context := tls_context(settings):
+    if access.creds:
+        options["user_credentials"] = str(access.creds)
+    if context := access.tls():
         options["tls"] = context
     return options
 
@@ -194,13 +226,15 @@ def _failure(url: str, within: float, watch: _Watch) -> ConnectionRefused:
     shown = without_password(url)
     if watch.refused.is_set():
         return CredentialsRefused(
-            f"NATS at {shown} refused us ({_one_line(watch.last_error)}). Give credentials: "
-            f"{variable('nats_creds')}=FILE.creds, or nats://USER:PASSWORD@HOST:PORT."
+            f"NATS at {shown} refused us ({_one_line(watch.last_error)})",
+            f"Give credentials: {variable('nats_creds')}=FILE.creds, or "
+            "nats://USER:PASSWORD@HOST:PORT.",
         )
     reason = _one_line(watch.last_error) if watch.last_error else "no answer"
     return ServerUnreachable(
-        f"NATS at {shown} could not be reached within {within:g} s ({reason}). Start it "
-        f"(`convo up` brings its own), or name another with --nats or {variable('nats_url')}."
+        f"NATS at {shown} could not be reached within {within:g} s ({reason})",
+        "Start it (`convo up` brings its own), or name another with --nats or "
+        f"{variable('nats_url')}.",
     )
 
 

@@ -27,6 +27,7 @@ from eventsourcing.persistence import (
 )
 from eventsourcing.utils import Environment, EnvType, resolve_topic, strtobool
 
+from infra.connection import Access
 from infra.jetstream.connections import Server
 from infra.jetstream.datastore import JetStreamDatastore
 from infra.jetstream.recorders import (
@@ -72,10 +73,12 @@ class JetStreamFactory(InfrastructureFactory[JetStreamTrackingRecorder]):
         self.datastore = JetStreamDatastore(
             Server(
                 self._required(self.NATS_URL),
-                creds=self.env.get(self.NATS_CREDS),
-                tls_ca=self.env.get(self.NATS_TLS_CA),
-                tls_cert=self.env.get(self.NATS_TLS_CERT),
-                tls_key=self.env.get(self.NATS_TLS_KEY),
+                Access(
+                    self.env.get(self.NATS_CREDS),
+                    self.env.get(self.NATS_TLS_CA),
+                    self.env.get(self.NATS_TLS_CERT),
+                    self.env.get(self.NATS_TLS_KEY),
+                ),
                 connect_timeout=self._seconds(self.JETSTREAM_CONNECT_TIMEOUT, "5"),
             ),
             self._prefix(),
