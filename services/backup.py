@@ -19,6 +19,7 @@ from typing import Any
 from nats.aio.client import Client
 
 from domain import clock
+from infra.jetstream import outcome
 from infra.jetstream.archive import Archive, ArchiveOfAnother, Part, Writing, fingerprint
 from infra.jetstream.errors import StoreUnavailable
 from infra.jetstream.scan import message_at, scan
@@ -26,8 +27,6 @@ from infra.jetstream.topology import Topology, call
 from infra.notary.keys import copy_keys
 from services.endpoint import VERSION
 from services.notary import STREAM as NOTARY
-
-_NOT_FOUND = 10059
 
 Progress = Callable[[str, int, int], None]
 """Hears of which stream how many messages of how many are copied."""
@@ -70,7 +69,7 @@ async def back_up(
     found: dict[str, dict[str, Any]] = {}
     for name in (NOTARY, *names):  # the notary's first, see above
         info = await call(nc, f"STREAM.INFO.{name}", {})
-        if info.get("error", {}).get("err_code") == _NOT_FOUND and name == NOTARY:
+        if outcome.unmade(info) and name == NOTARY:
             continue
         if "error" in info:
             raise StoreUnavailable(f"{name} cannot be read: {info['error'].get('description')}")

@@ -80,6 +80,9 @@ KNOWN_S = 10.0
 """How long a view is held to be up to date by what is heard; then it is compared once more."""
 
 WAIT_PAUSE_S = 0.02
+
+_RESTED_ON = "what was written just before was not stored, and this rests on it; try again"
+_BEHIND = "what can be read of the conversation stays behind the ledger; try again"
 _ENTRY_BYTES = 2_000
 
 
@@ -120,7 +123,9 @@ class Attempt:
         "past",
         "refusal",
         "respond",
+        "strangers",
         "tries",
+        "version",
     )
 
     def __init__(
@@ -135,6 +140,8 @@ class Attempt:
         self.past: PastMessage | None = None  # of the message it names, once it was looked up
         self.give_up_at = time.monotonic() + DECIDE_AGAIN_S
         self.tries = 0
+        self.version = 0  # that it was decided on, with so many events of strangers
+        self.strangers = 0
 
     @property
     def writes(self) -> bool:
@@ -160,6 +167,7 @@ class InUse:
         "pending",
         "settled",
         "snapshot_version",
+        "strangers",
         "tail",
         "view",
         "waiting",
@@ -181,6 +189,7 @@ class InUse:
         self.waiting: list[Attempt] = []  # for the load
         self.settled: asyncio.Event | None = None
         self.snapshot_version = 0
+        self.strangers = 0  # events of other processes taken in since it was loaded
         self.weight = _ENTRY_BYTES
         self.heard_seq = 0  # of an event that was stored while this was being loaded
         self.known_in: int | None = None  # the epoch in which the view was found to be up to date
@@ -199,6 +208,11 @@ class InUse:
     def busy(self) -> bool:
         """Whether anything is under way that this entry is needed for."""
         return bool(self.pending or self.waiting) or not self.loaded
+
+    def may_have(self, event: Recorded) -> bool:
+        """Whether a stored event may be one of ours whose append has not settled yet."""
+        at_end = event.version == self.tail.version
+        return event.digest == self.tail.digest.hex() if at_end else not self.dropped
 
 
 class Conversations:
@@ -290,6 +304,7 @@ class Conversations:
 
     def _decide(self, entry: InUse, attempt: Attempt) -> None:
         attempt.refusal = None
+        attempt.version, attempt.strangers = entry.tail.version, entry.strangers
         try:
             decision = decide(
                 entry.conversation,
@@ -315,10 +330,8 @@ class Conversations:
                 return
         if entry.pending:
             entry.pending.append(attempt)  # rests on what is being stored; told when it is
-        elif _needs_confirmation(attempt):
-            self._spawn(self._confirm(entry, attempt, entry.tail.version))
         else:
-            self._conclude(entry, attempt)
+            self._confirm(entry, attempt)
 
     def _append(self, entry: InUse, attempt: Attempt, decision: Decision) -> None:
         try:
@@ -373,9 +386,9 @@ class Conversations:
         while entry.pending and not entry.pending[0].writes:
             attempt = entry.pending.popleft()
             if entry.dropped:
-                self._attempt(attempt)
+                self._again(attempt, StoreUnavailable(_RESTED_ON))
             else:
-                self._conclude(entry, attempt)
+                self._confirm(entry, attempt)
         self._release(entry)
         if entry.settled is not None:
             entry.settled.set()
@@ -388,11 +401,11 @@ class Conversations:
         assert attempt.decision is not None
         self._answer(attempt, Answer(entry.view, receipt=attempt.decision.duplicate))
 
-    def _again(self, attempt: Attempt, conflict: Conflict) -> None:
-        """Decides a command again after somebody else got in first."""
+    def _again(self, attempt: Attempt, failure: Exception) -> None:
+        """Decides a command again after what it was decided on was void; not for ever."""
         attempt.tries += 1
         if time.monotonic() > attempt.give_up_at:
-            self._answer(attempt, conflict)
+            self._answer(attempt, failure)
         else:
             self._attempt(attempt)
 
@@ -408,26 +421,33 @@ class Conversations:
         else:
             self._attempt(attempt)
 
-    async def _confirm(self, entry: InUse, attempt: Attempt, version: int) -> None:
-        """Answers a refusal decided at `version` only when that is still the ledger's."""
+    def _confirm(self, entry: InUse, attempt: Attempt) -> None:
+        """Answers what was decided on what is stored by now, and may be out of date."""
+        if _needs_confirmation(attempt):
+            self._spawn(self._confirm_with_leader(entry, attempt))
+        else:
+            self._conclude(entry, attempt)
+
+    async def _confirm_with_leader(self, entry: InUse, attempt: Attempt) -> None:
+        """Answers a refusal only when the ledger was at the version that it was decided on while
+        the command was here: it still is, or what came next was decided here after it."""
         try:
             last = await self.store.last(entry.key, leader=True)
+            if last is not None and last.version > attempt.version and entry.may_have(last):
+                await self._settled_through(entry, last)
         except Exception as error:  # noqa: BLE001 (whatever it is, the caller is told)
             self._answer(attempt, error)
             return
-        if (last.version if last else 0) == version:
-            if entry.tail.version == version:  # forgotten meanwhile or not: it is as it was
-                self._conclude(entry, attempt)
-            else:
-                self._attempt(attempt)  # ours moved on meanwhile
+        if (last.version if last else 0) == attempt.version or (
+            last is not None
+            and last.seq <= entry.view.seq
+            and not entry.dropped
+            and entry.strangers == attempt.strangers
+        ):
+            self._conclude(entry, attempt)
             return
         self._drop(entry)
-        attempt.tries += 1
-        if time.monotonic() > attempt.give_up_at:
-            behind = "what can be read of the conversation stays behind the ledger; try again"
-            self._answer(attempt, StoreUnavailable(behind))
-        else:
-            self._attempt(attempt)
+        self._again(attempt, StoreUnavailable(_BEHIND))
 
     def _answer(self, attempt: Attempt, answer: Answer | Exception) -> None:
         self._open -= 1
@@ -487,15 +507,13 @@ class Conversations:
         """
         if last is None:
             return True
-        while entry.view.seq < last.seq and entry.pending:
-            if entry.settled is None:
-                entry.settled = asyncio.Event()
-            await entry.settled.wait()
+        await self._settled_through(entry, last)
         if entry.view.seq >= last.seq:
             return True
         if not entry.dropped and last.version == entry.view.version + 1:
             verify_chain(entry.tail.digest, [last])
             self._fold(entry, [last])
+            entry.strangers += 1
             self._weigh(entry)
             return True
         self._drop(entry)
@@ -523,9 +541,17 @@ class Conversations:
             return  # ours most likely; whose it is, what becomes of our append will tell
         if recorded.version == entry.view.version + 1:
             self._fold(entry, [recorded])
+            entry.strangers += 1
             self._weigh(entry)
         else:
             self._drop(entry)  # one was not heard
+
+    async def _settled_through(self, entry: InUse, last: Recorded) -> None:
+        """Waits for our own appends on their way, as long as the view does not include `last`."""
+        while entry.view.seq < last.seq and entry.pending:
+            if entry.settled is None:
+                entry.settled = asyncio.Event()
+            await entry.settled.wait()
 
     async def replay(
         self, id: ConversationId, until: Callable[[ConversationEvent], bool], *, through: int = 0

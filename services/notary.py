@@ -21,12 +21,12 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any
 
 from nats.aio.client import Client
 from pydantic_core import from_json
 
 from domain import clock
+from infra.jetstream import outcome
 from infra.jetstream.chain import entry_of
 from infra.jetstream.envelope import EXPECTED_LAST_SUBJECT_SEQUENCE
 from infra.jetstream.errors import NATS_FAILURES, LedgerDamaged, StoreUnavailable, reason
@@ -57,10 +57,6 @@ FOLDER = "notary"
 
 LOOK_S = 0.5
 """How often the notary looks at what has come."""
-
-_NOT_FOUND = 10059
-_NO_MESSAGE = 10037
-_WRONG_LAST = (10071, 10164)
 
 
 class NotaryStopped(Exception):
@@ -300,7 +296,7 @@ class Log:
 async def ensure_stream(nc: Client, replicas: int) -> None:
     """Makes the stream of records where there is none. Raises StoreUnavailable."""
     info = await call(nc, f"STREAM.INFO.{STREAM}", {})
-    if info.get("error", {}).get("err_code") != _NOT_FOUND:
+    if not outcome.unmade(info):
         return
     config = {
         "name": STREAM,
@@ -332,13 +328,13 @@ async def publish(
         )
     except NATS_FAILURES as error:
         raise StoreUnavailable(f"a record was not stored: {reason(error)}") from error
-    told: dict[str, Any] = from_json(answer.data)
-    error_told = told.get("error")
-    if error_told is None:
-        return int(told["seq"])
-    if error_told.get("err_code") in _WRONG_LAST:
-        return 0
-    raise StoreUnavailable(f"a record was not stored: {error_told.get('description')}")
+    told = outcome.of_answer(from_json(answer.data))
+    match told:
+        case outcome.Stored(seq):
+            return seq
+        case outcome.ReadBack(unknown=False):
+            return 0
+    raise StoreUnavailable(f"a record was not stored: {told.reason}")
 
 
 async def last_seq_of(nc: Client, stream: str) -> int:
@@ -352,7 +348,7 @@ async def last_seq_of(nc: Client, stream: str) -> int:
 async def records(nc: Client, subject: str = f"{PREFIX}.>") -> AsyncGenerator[Stored, None]:
     """The notary's records in order; none where there is no notary."""
     info = await call(nc, f"STREAM.INFO.{STREAM}", {})
-    if info.get("error", {}).get("err_code") == _NOT_FOUND:
+    if outcome.unmade(info):
         return
     async with aclosing(scan(nc, STREAM, subject=subject)) as blocks:
         async for block in blocks:
@@ -365,7 +361,7 @@ async def last_record(nc: Client, subject: str) -> Stored | None:
     found = await call(nc, f"STREAM.MSG.GET.{STREAM}", {"last_by_subj": subject})
     error = found.get("error")
     if error is not None:
-        if error.get("err_code") in (_NO_MESSAGE, _NOT_FOUND):
+        if outcome.absent(found) or outcome.unmade(found):
             return None
         raise StoreUnavailable(f"{STREAM} cannot be read: {error.get('description')}")
     async with aclosing(

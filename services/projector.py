@@ -24,6 +24,7 @@ from nats.aio.client import Client
 
 from domain.events import ConversationEvent
 from domain.mapper import ConversationMapper
+from infra.jetstream import outcome
 from infra.jetstream.envelope import Recorded, unpack_stored
 from infra.jetstream.errors import LedgerDamaged, StoreUnavailable
 from infra.jetstream.feed import Feed
@@ -34,8 +35,6 @@ log = logging.getLogger(__name__)
 BATCH_EVENTS: Final = 10_000
 BACKLOG_EVENTS_MAX: Final = 30_000
 RETRY_S: Final = 1.0
-
-_NO_MESSAGE: Final = 10037
 
 
 class State(StrEnum):
@@ -337,7 +336,7 @@ class Following:
         if not seq:
             return
         answer = await call(self._nc, f"STREAM.MSG.GET.{stream}", {"seq": seq})
-        if "error" in answer and answer["error"].get("err_code") != _NO_MESSAGE:
+        if "error" in answer and not outcome.absent(answer):
             raise StoreUnavailable(f"{stream}: {answer['error'].get('description')}")
         found = unpack_stored(answer["message"]).digest if "message" in answer else None
         if found != self._projector.target.hash_at(partition, seq):

@@ -40,7 +40,6 @@ COMMIT_WITHIN_S = 10.0
 ATTEMPTS = 30
 PAUSE_S = 0.2
 
-_NOT_FOUND = 10059
 
 Progress = Callable[[str, int, int], None]
 """Hears of which stream how many messages of how many are there."""
@@ -122,7 +121,7 @@ async def _has(nc: Client, archive: Archive, part: Part, seq: int) -> bool:
 
 async def _info(nc: Client, name: str) -> dict[str, Any] | None:
     info = await call(nc, f"STREAM.INFO.{name}", {})
-    if info.get("error", {}).get("err_code") == _NOT_FOUND:
+    if outcome.unmade(info):
         return None
     if "error" in info:
         raise StoreUnavailable(f"{name} cannot be read: {info['error'].get('description')}")

@@ -33,10 +33,10 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from nats.aio.client import Client
 from nats.errors import (
@@ -57,6 +57,7 @@ from infra.jetstream.envelope import (
     Message,
     Tail,
     sent_under,
+    stored_headers,
 )
 from infra.jetstream.errors import (
     NATS_FAILURES,
@@ -67,6 +68,7 @@ from infra.jetstream.errors import (
     TooLarge,
 )
 from infra.jetstream.topology import BATCH_MESSAGES_MAX, call
+from infra.jetstream.whole import find_whole, may_be_open
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +87,6 @@ _PAUSE_MAX_S = 0.5
 _INCOMPLETE_MAX = 3
 """How often a batch may arrive incomplete before its writes are sent one by one: a message in the
 middle that the server refuses (too large, no room) gets no answer, it only goes missing."""
-_NO_MESSAGE = 10037
 
 
 class Write:
@@ -386,11 +387,15 @@ class Committer:
             if isinstance(answer, outcome.ReadBack):
                 uncertain = uncertain or answer.unknown
                 self.counters.unknown += answer.unknown
-            # Whatever this answer says, an earlier copy that nobody answered to may be stored.
-            if (uncertain or isinstance(answer, outcome.ReadBack)) and (
-                await self._settled_by_reading(group, ids)
-            ):
-                return
+            # Whatever this answer says, an earlier copy that nobody answered to may be stored; and
+            # a commit that comes twice is told the second time that its batch is incomplete.
+            if uncertain or isinstance(answer, outcome.ReadBack | outcome.Incomplete):
+                try:
+                    if await self._settled_by_reading(group, ids):
+                        return
+                except StoreUnavailable as error:
+                    log.info("%s", error)
+                    uncertain = True
             incomplete += isinstance(answer, outcome.Incomplete)
             if isinstance(answer, outcome.Refused) or (
                 len(group) > 1 and incomplete >= _INCOMPLETE_MAX
@@ -476,14 +481,13 @@ class Committer:
     # -- finding out ---------------------------------------------------------------------------
 
     async def _settled_by_reading(self, group: list[Write], ids: set[str]) -> bool:
-        """Reads the group's subjects back; False when they tell that nothing happened yet."""
+        """Reads the group's subjects back; False when they tell that nothing happened yet.
+
+        Raises StoreUnavailable when they cannot be read.
+        """
         if self.distrusts_reading:
-            return False
-        try:
-            known = await self._read_back(group, ids)
-        except StoreUnavailable as error:
-            log.info("%s", error)
-            return False
+            raise StoreUnavailable("what can be read of the store is not to be trusted now")
+        known = await self._read_back(group, ids)
         if isinstance(known, int):
             self._stored(group, known)
         elif known:
@@ -520,10 +524,21 @@ class Committer:
         )
         error = answer.get("error")
         if error is None:
-            return answer["message"]["seq"], sent_under(answer["message"])
-        if error.get("err_code") == _NO_MESSAGE:
+            message = answer["message"]
+            await self._check_whole(message)
+            return message["seq"], sent_under(message)
+        if outcome.absent(answer):
             return None
         raise StoreUnavailable(f"reading {tail.subject} back failed: {error.get('description')}")
+
+    async def _check_whole(self, message: Mapping[str, Any]) -> None:
+        """Raises StoreUnavailable for a message of a batch that lies there without its commit."""
+        if not may_be_open(stored_headers(message)):
+            return
+        seq = message["seq"]
+        whole = await find_whole(self._nc, self._stream, seen=seq, timeout=self._timeout)
+        if seq > whole:
+            raise StoreUnavailable(f"a batch at sequence {seq} of {self._stream} is not committed")
 
     async def _refused(
         self, group: list[Write], reason: str, ids: set[str], *, uncertain: bool
@@ -532,13 +547,20 @@ class Committer:
             refusal = TooLarge(f"the store refuses it: {reason}")
             self._fail(group[0], OutcomeUnknown(str(refusal)) if uncertain else refusal)
             return
+        unknown = False  # whether the group was stored as the batch that nobody answered to
         for write in group:  # one of them is the culprit, or the batch as a whole was too much
             broken = next((m.tail for m in write.messages if m.tail.broken), None)
             if broken is not None:
-                self._fail(write, Conflict(broken.subject, broken.seq))
+                self._fail(
+                    write,
+                    OutcomeUnknown(f"the store did not answer: {reason}")
+                    if unknown
+                    else Conflict(broken.subject, broken.seq),
+                )
                 continue
             publish = self._publish_one if len(write.messages) == 1 else self._publish_batch
             await self._try_until_known([write], publish, ids, uncertain=uncertain)
+            unknown = unknown or isinstance(write.error, OutcomeUnknown)
 
     # -- telling -------------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ from eventsourcing.persistence import (
 )
 from nats.aio.client import Client
 
+from infra.jetstream import outcome
 from infra.jetstream.bridge import Bridge, Reply
 from infra.jetstream.by_version import ByVersion
 from infra.jetstream.connections import Connections, Server
@@ -59,7 +60,6 @@ SLACK_S = 10.0
 RESERVED = ("EVENTS", "TRACKING")
 TRACKING = "trk"
 VIEW = "view"
-_NOT_FOUND = 10059
 
 
 @dataclass(eq=False)
@@ -171,9 +171,7 @@ class JetStreamDatastore:
             )
             journal = opened.journals[topology.stream] = Journal(
                 store,
-                opened.connections.reading,
                 timeout=self.timeout,
-                request_timeout=min(self.timeout, REQUEST_TIMEOUT_S),
                 expect_new=expect_new,
             )
             return journal
@@ -274,7 +272,7 @@ async def _connect(server: Server, name: str) -> _Opened:
 
 async def _require_stream(nc: Client, name: str) -> None:
     answer = await call(nc, f"STREAM.INFO.{name}", {})
-    if answer.get("error", {}).get("err_code") == _NOT_FOUND:
+    if outcome.unmade(answer):
         raise OperationalError(
             f"stream {name} does not exist and CREATE_TABLE says not to create it; start the "
             "application once with CREATE_TABLE=y, under a user that may create streams"

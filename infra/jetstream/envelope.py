@@ -182,6 +182,12 @@ def is_unfinished(block: bytes) -> bool:
     return _OF_A_BATCH in block and _ENDS_A_BATCH not in block
 
 
+def batch_line(block: bytes) -> bytes:
+    """The line of a header block that tells the batch; all messages of one batch have the same."""
+    start = block.index(_OF_A_BATCH)
+    return block[start : block.index(b"\r\n", start + 2) + 2]
+
+
 def status_of(block: bytes) -> tuple[str, str, dict[str, str]]:
     """What a header block says that is no message's but a status: its code, its text, and more."""
     code, _, said = block.partition(b"\r\n")[0].decode().removeprefix("NATS/1.0 ").partition(" ")

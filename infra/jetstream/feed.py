@@ -5,8 +5,10 @@ outstanding: what is stored is sent at once.
 
 Guarantees: every event behind a sequence, once and in order, joined exactly there; the next message
 is always the one with the next stream sequence; the events of a batch only once all of it has
-arrived. A lost connection, consumer or server is picked up again behind the last event handed over.
-A sequence that is missing on the stream itself ends it with LedgerDamaged: it is never skipped.
+arrived, its commit included (`whole`). A lost connection, consumer or server is picked up again
+behind the last event handed over, if that is still there. A sequence that is missing on the stream
+itself, another event where the last one was, or a batch that ends without its commit, ends it with
+LedgerDamaged: nothing is skipped.
 """
 
 from __future__ import annotations
@@ -23,7 +25,15 @@ from nats.aio.client import Client
 from nats.nuid import NUID
 
 from infra.bulk import Delivered
-from infra.jetstream.envelope import Recorded, is_unfinished, status_of, unpack_in_bulk
+from infra.jetstream import outcome
+from infra.jetstream.envelope import (
+    Recorded,
+    batch_line,
+    is_unfinished,
+    status_of,
+    unpack_in_bulk,
+    unpack_stored,
+)
 from infra.jetstream.errors import NATS_FAILURES, LedgerDamaged, StoreUnavailable, reason
 from infra.jetstream.topology import call
 from infra.sturdy import subscribe_in_bulk
@@ -47,8 +57,6 @@ _HEARTBEAT = "100"
 _EXPIRED = "408"
 _REQUEST_DONE = ("maxbytes", "batch completed")
 """In a conflict (409) that only says that one request is served, with what is left of it."""
-
-_NO_MESSAGE = 10037
 
 
 class Taker(Protocol):
@@ -76,11 +84,13 @@ class Feed:
         self._taker = taker
         self._stream = stream
         self._changed: asyncio.Event | None = None
-        self._passed_on = seq  # sequence of the last message handed over
+        self._passed_on = seq  # sequence of the last message handed over, and its hash
+        self._passed_on_digest = ""
         # of the present consumer:
         self._received = seq
         self._whole: list[Recorded] = []  # to be handed over
         self._open: list[Recorded] = []  # of a batch that is not complete yet
+        self._open_line = b""  # what its messages have in common
         self._asked = 0  # messages still to come of what was asked for
         self._heard_at = 0.0
         self._lost = ""
@@ -118,6 +128,7 @@ class Feed:
         reconnects = nc.stats["reconnects"]
         incoming = await subscribe_in_bulk(nc, inbox, self._on_messages)
         try:
+            await self._recognise(nc)
             await self._create(nc, name)
             self._heard_at = time.monotonic()
             while not self._taker.is_stopped():
@@ -140,6 +151,26 @@ class Feed:
             with contextlib.suppress(*NATS_FAILURES):
                 await incoming.unsubscribe()
                 await nc.publish(f"$JS.API.CONSUMER.DELETE.{self._stream}.{name}")
+
+    async def _recognise(self, nc: Client) -> None:
+        """Raises LedgerDamaged unless the stream still has the event that was handed over last."""
+        if not self._passed_on_digest:
+            return
+        answer = await call(
+            nc,
+            f"STREAM.MSG.GET.{self._stream}",
+            {"seq": self._passed_on},
+            timeout=CALL_TIMEOUT_S,
+        )
+        if "error" in answer and not outcome.absent(answer):
+            raise StoreUnavailable(f"{self._stream}: {answer['error'].get('description')}")
+        found = unpack_stored(answer["message"]).digest if "message" in answer else None
+        if found != self._passed_on_digest:
+            raise LedgerDamaged(
+                f"stream {self._stream} has {'another event' if found else 'none'} at sequence "
+                f"{self._passed_on}, which was read before: it went back in time; restore it from "
+                "a backup or a replica"
+            )
 
     async def _create(self, nc: Client, name: str) -> None:
         config = {
@@ -196,14 +227,25 @@ class Feed:
                 self.wake()
             return
         self._received = event.seq
-        if is_unfinished(message.headers):
-            self._open.append(event)
-        elif self._open:
+        unfinished = is_unfinished(message.headers)
+        if not self._open:
+            if unfinished:
+                self._open.append(event)
+                self._open_line = batch_line(message.headers)
+            else:
+                self._whole.append(event)
+            return
+        if self._open_line not in message.headers:
+            self._error = LedgerDamaged(
+                f"following {self._stream}: the batch before sequence {event.seq} has no commit, "
+                "and other messages follow it: events are missing; restore it from a backup"
+            )
+            self.wake()
+            return
+        self._open.append(event)
+        if not unfinished:
             self._whole += self._open
-            self._whole.append(event)
             self._open = []
-        else:
-            self._whole.append(event)
 
     def _on_status(self, status: str, said: str, headers: Mapping[str, str]) -> None:
         left = headers.get("Nats-Pending-Messages", "")
@@ -219,18 +261,19 @@ class Feed:
         if self._whole:
             whole, self._whole = self._whole, []
             self._taker.hand_over(whole)
-            self._passed_on = whole[-1].seq
+            self._passed_on, self._passed_on_digest = whole[-1].seq, whole[-1].digest
 
     async def _check_gap(self, nc: Client) -> None:
         """Raises LedgerDamaged when the stream has no message at a sequence that did not come."""
         missing = self._received + 1
+        # In this order: what comes between the two answers is no gap.
+        info = await call(nc, f"STREAM.INFO.{self._stream}", {}, timeout=CALL_TIMEOUT_S)
+        if info.get("state", {}).get("last_seq", 0) <= missing:
+            return
         answer = await call(
             nc, f"STREAM.MSG.GET.{self._stream}", {"seq": missing}, timeout=CALL_TIMEOUT_S
         )
-        if answer.get("error", {}).get("err_code") != _NO_MESSAGE:
-            return
-        info = await call(nc, f"STREAM.INFO.{self._stream}", {}, timeout=CALL_TIMEOUT_S)
-        if info.get("state", {}).get("last_seq", 0) > missing:
+        if outcome.absent(answer):
             raise LedgerDamaged(
                 f"stream {self._stream} has later messages, but none with sequence {missing}: "
                 "an event is missing; restore it from a backup or a replica"

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from nats.aio.client import Client
 
+from infra.jetstream import outcome
 from infra.jetstream.archive import fingerprint
 from infra.jetstream.errors import LedgerDamaged, StoreUnavailable
 from infra.jetstream.scan import message_at
@@ -43,7 +44,6 @@ PASSED_WITHIN_S = 5.0
 
 _PAUSE_S = 0.25
 _AWAY_PAUSE_S = 0.02
-_NOT_FOUND = 10059
 
 
 class LedgerWentBack(LedgerDamaged):
@@ -76,7 +76,7 @@ class Witness:
 async def seen(nc: Client, stream: str) -> Witness | None:
     """A stream as it is now; None when it is empty or not there. Raises StoreUnavailable."""
     info = await call(nc, f"STREAM.INFO.{stream}", {})
-    if info.get("error", {}).get("err_code") == _NOT_FOUND:
+    if outcome.unmade(info):
         return None
     if "error" in info:
         raise StoreUnavailable(f"{stream} cannot be read: {info['error'].get('description')}")
@@ -92,7 +92,7 @@ async def seen(nc: Client, stream: str) -> Witness | None:
 async def problem_with(nc: Client, witness: Witness) -> str | None:
     """Why the stream is not what the witness saw; None when it is. Raises StoreUnavailable."""
     info = await call(nc, f"STREAM.INFO.{witness.stream}", {})
-    if info.get("error", {}).get("err_code") == _NOT_FOUND:
+    if outcome.unmade(info):
         return f"it is gone, and had {witness.seq:,} events"
     if "error" in info:
         raise StoreUnavailable(

@@ -21,24 +21,17 @@ from itertools import pairwise
 from sys import maxsize
 from typing import NamedTuple, TypeVar
 
-from nats.aio.client import Client
-
 from infra.jetstream.appender import Addition, Appender
 from infra.jetstream.bridge import Reply
 from infra.jetstream.ends import End, Ends, Mark
 from infra.jetstream.envelope import (
-    BATCH_COMMIT,
-    BATCH_ID,
-    BATCH_SEQUENCE,
     GENESIS,
     Recorded,
     verify_chain,
 )
 from infra.jetstream.errors import (
-    NATS_FAILURES,
     LedgerDamaged,
     StoreUnavailable,
-    reason,
 )
 from infra.jetstream.reader import PAGE_EVENTS
 from infra.jetstream.store import Store
@@ -70,10 +63,8 @@ class Journal:
     def __init__(
         self,
         store: Store,
-        reading: Client,
         *,
         timeout: float,
-        request_timeout: float,
         expect_new: bool = False,
     ) -> None:
         """`timeout` (s): how long a read is tried again while the store does not answer.
@@ -84,15 +75,12 @@ class Journal:
         self.stream = store.topology.stream_name(0)
         self.any_event = store.topology.subject("*")
         self.replicated = store.streams[0]["config"].get("num_replicas", 1) > 1
-        self._reading = reading
         self._reader = store.reader
         self._timeout = timeout
-        self._request_timeout = request_timeout
         self.ends = Ends()
         self._appender = Appender(
             store, self.ends, lambda subject: self.last(subject, leader=True), expect_new=expect_new
         )
-        self._whole_up_to = 0
 
     async def close(self) -> None:
         """Returns when every append handed over is done."""
@@ -242,6 +230,7 @@ class Journal:
 
         Of a batch, only once all of it is there.
         """
+        self._reader.heard_stored(self.stream, self._appender.acknowledged)
         up_to = 0
         if self.replicated:
             last = await self.last(self.any_event)
@@ -269,34 +258,7 @@ class Journal:
                 if seq > up_to:
                     break
                 await self._not_there_yet(give_up_at)
-        found = found[:limit]
-        if found and not self.replicated and found[-1].seq > self._whole():
-            await self._find_whole()
-            found = [event for event in found if event.seq <= self._whole()]
-        return found
-
-    def _whole(self) -> int:
-        """Up to here no batch is incomplete, as far as is known."""
-        return max(self._whole_up_to, self._appender.acknowledged)
-
-    async def _find_whole(self) -> None:
-        """Finds out up to where batches are complete: a wedged disk shows one that is not."""
-        api = f"$JS.API.DIRECT.GET.{self.stream}"
-
-        async def ask() -> dict[str, str]:
-            try:
-                message = await self._reading.request(
-                    api, b'{"last_by_subj": ">"}', timeout=self._request_timeout
-                )
-            except NATS_FAILURES as error:
-                raise StoreUnavailable(f"{api} was not answered: {reason(error)}") from error
-            return message.headers or {}
-
-        headers = await self.patiently(ask)
-        seq = int(headers.get("Nats-Sequence", "0"))
-        if BATCH_ID in headers and BATCH_COMMIT not in headers:
-            seq -= int(headers[BATCH_SEQUENCE])
-        self._whole_up_to = max(self._whole_up_to, seq)
+        return found[:limit]
 
     # -- asking --------------------------------------------------------------------------------
 

@@ -6,14 +6,16 @@ those go to `$JS.API.STREAM.MSG.GET`, which only the stream's leader answers. Wi
 both are the same.
 
 Everything read is an event that `envelope.unpack` accepts; order is the stream's; there is no
-gap within a page (each message names the sequence before it).
+gap within a page (each message names the sequence before it). What belongs to a batch without a
+commit is not there yet (`whole`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from nats.aio.client import Client
@@ -21,15 +23,15 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.nuid import NUID
 
-from infra.jetstream.envelope import Recorded, unpack, unpack_stored
+from infra.jetstream import outcome
+from infra.jetstream.envelope import Recorded, stored_headers, unpack, unpack_stored
 from infra.jetstream.errors import NATS_FAILURES, LedgerDamaged, StoreUnavailable, reason
 from infra.jetstream.topology import call
+from infra.jetstream.whole import find_whole, may_be_open
 
 PAGE_EVENTS = 1_000
 PAGE_BYTES = 4_000_000
 
-_NO_MESSAGE = 10037
-_STATUS_NOT_FOUND = "404"
 _STATUS_END_OF_BATCH = "204"
 _ATTEMPTS = 3
 
@@ -37,11 +39,12 @@ _ATTEMPTS = 3
 class _Page:
     """Collects the messages that answer one batched Direct Get."""
 
-    __slots__ = ("done", "events", "pending", "previous")
+    __slots__ = ("done", "events", "last_headers", "pending", "previous")
 
     def __init__(self) -> None:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.events: list[Recorded] = []
+        self.last_headers: Mapping[str, Any] = {}
         self.pending = 0
         self.previous = 0
 
@@ -54,17 +57,14 @@ class _Page:
             event = unpack(headers, message.data)
             self.previous = event.seq
             self.events.append(event)
+            self.last_headers = headers
         elif status == _STATUS_END_OF_BATCH:
             if headers.get("Nats-Last-Sequence") != str(self.previous):
                 raise StoreUnavailable("the last message of a page got lost on the way")
             self.pending = int(headers.get("Nats-Num-Pending", "0"))
             self._end()
-        elif status == _STATUS_NOT_FOUND:
+        elif not outcome.is_found(headers):
             self._end()
-        else:
-            raise StoreUnavailable(
-                f"Direct Get answered {status} {headers.get('Description', '')}".rstrip()
-            )
 
     def fail(self, error: Exception) -> None:
         if not self.done.done():
@@ -85,6 +85,7 @@ class Reader:
         self._nuid = NUID()
         self._inbox = nc.new_inbox()
         self._pages: dict[str, _Page] = {}
+        self._whole: dict[str, int] = defaultdict(int)  # up to where streams are known to be
         self._subscription: Subscription | None = None
 
     async def close(self) -> None:
@@ -93,11 +94,31 @@ class Reader:
             await self._subscription.unsubscribe()
         self._subscription = None
 
+    def heard_stored(self, stream: str, seq: int) -> None:
+        """Hears that a message was acknowledged: everything up to it is committed."""
+        self._whole[stream] = max(self._whole[stream], seq)
+
     async def last(self, stream: str, subject: str, *, leader: bool = False) -> Recorded | None:
         """The last event on a subject, None when there is none."""
-        if leader:
-            return await self._from_leader(stream, {"last_by_subj": subject})
-        return await self._one(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"")
+        for attempt in range(1, _ATTEMPTS + 1):
+            if leader:
+                event, headers = await self._from_leader(stream, {"last_by_subj": subject})
+            else:
+                event, headers = await self._one(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"")
+            if event is None or await self._is_whole(stream, event, headers):
+                return event
+            if not leader and "*" not in subject and ">" not in subject:
+                return await self._last_up_to(stream, subject, self._whole[stream])
+            if attempt < _ATTEMPTS:
+                await asyncio.sleep(0.05 * attempt)
+        raise StoreUnavailable(f"{stream} ends in a batch that is not committed; try again")
+
+    async def _last_up_to(self, stream: str, subject: str, seq: int) -> Recorded | None:
+        if seq == 0:
+            return None
+        body = json.dumps({"multi_last": [subject], "up_to_seq": seq}).encode()
+        page = await self._page(f"$JS.API.DIRECT.GET.{stream}", body)
+        return page.events[-1] if page.events else None
 
     async def first_from(
         self, stream: str, subject: str, seq: int, *, leader: bool = False
@@ -105,8 +126,23 @@ class Reader:
         """The first event on `subject` (wildcards allowed) at or after stream sequence `seq`."""
         body = {"seq": max(1, seq), "next_by_subj": subject}
         if leader:
-            return await self._from_leader(stream, body)
-        return await self._one(f"$JS.API.DIRECT.GET.{stream}", json.dumps(body).encode())
+            event, headers = await self._from_leader(stream, body)
+        else:
+            event, headers = await self._one(
+                f"$JS.API.DIRECT.GET.{stream}", json.dumps(body).encode()
+            )
+        if event is None or await self._is_whole(stream, event, headers):
+            return event
+        return None
+
+    async def _is_whole(self, stream: str, event: Recorded, headers: Mapping[str, Any]) -> bool:
+        """Whether an event's batch, if it is of one, is committed."""
+        if not may_be_open(headers):
+            self.heard_stored(stream, event.seq)
+        elif event.seq > self._whole[stream]:
+            whole = await find_whole(self._nc, stream, seen=event.seq, timeout=self._timeout)
+            self.heard_stored(stream, whole)
+        return event.seq <= self._whole[stream]
 
     async def page(
         self,
@@ -130,7 +166,11 @@ class Reader:
         ).encode()
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                events, left = await self._page(f"$JS.API.DIRECT.GET.{stream}", body)
+                page = await self._page(f"$JS.API.DIRECT.GET.{stream}", body)
+                events, left = page.events, page.pending
+                if events and not await self._is_whole(stream, events[-1], page.last_headers):
+                    whole = self._whole[stream]
+                    events, left = [event for event in events if event.seq <= whole], 0
                 break
             except StoreUnavailable:
                 if attempt == _ATTEMPTS:
@@ -184,7 +224,7 @@ class Reader:
                 low = event.seq + 1
         return found
 
-    async def _page(self, api: str, body: bytes) -> tuple[list[Recorded], int]:
+    async def _page(self, api: str, body: bytes) -> _Page:
         if self._subscription is None:
             self._subscription = await self._nc.subscribe(f"{self._inbox}.*", cb=self._on_message)
         token = self._nuid.next().decode()
@@ -198,7 +238,7 @@ class Reader:
             raise _unreachable(api, error) from error
         finally:
             del self._pages[token]
-        return page.events, page.pending
+        return page
 
     async def _on_message(self, message: Msg) -> None:
         page = self._pages.get(message.subject.rpartition(".")[2])
@@ -209,33 +249,35 @@ class Reader:
         except (StoreUnavailable, LedgerDamaged) as error:
             page.fail(error)
 
-    async def _one(self, api: str, body: bytes) -> Recorded | None:
+    async def _one(self, api: str, body: bytes) -> tuple[Recorded | None, Mapping[str, Any]]:
+        """The event that answers a Direct Get, with its headers."""
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 message = await self._nc.request(api, body, timeout=self._timeout)
+                headers: dict[str, Any] = message.headers or {}
+                if outcome.is_found(headers):
+                    return unpack(headers, message.data), headers
+                return None, headers
             except NATS_FAILURES as error:
                 if attempt == _ATTEMPTS:
                     raise _unreachable(api, error) from error
                 await asyncio.sleep(0.05 * attempt)
-                continue
-            headers: dict[str, Any] = message.headers or {}
-            status = headers.get("Status")
-            if status is None:
-                return unpack(headers, message.data)
-            if status == _STATUS_NOT_FOUND:
-                return None
-            if attempt == _ATTEMPTS:
-                raise StoreUnavailable(f"Direct Get answered {status}: try again")
+            except StoreUnavailable:
+                if attempt == _ATTEMPTS:
+                    raise
         raise AssertionError("unreachable")
 
-    async def _from_leader(self, stream: str, body: dict[str, Any]) -> Recorded | None:
+    async def _from_leader(
+        self, stream: str, body: dict[str, Any]
+    ) -> tuple[Recorded | None, Mapping[str, Any]]:
+        """The event that the leader answers with, and its headers."""
         answer = await call(self._nc, f"STREAM.MSG.GET.{stream}", body, timeout=self._timeout)
-        error = answer.get("error")
-        if error is None:
-            return unpack_stored(answer["message"])
-        if error.get("err_code") == _NO_MESSAGE:
-            return None
-        raise StoreUnavailable(f"reading {stream} failed: {error.get('description')}")
+        if "error" not in answer:
+            return unpack_stored(answer["message"]), stored_headers(answer["message"])
+        if outcome.absent(answer):
+            return None, {}
+        said = answer["error"].get("description")
+        raise StoreUnavailable(f"reading {stream} failed: {said}")
 
 
 def _unreachable(api: str, error: Exception) -> StoreUnavailable:

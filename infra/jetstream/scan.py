@@ -1,7 +1,8 @@
 """Reading a stream as it lies there: every message with all its headers, in bulk, judging nothing.
 
 For those who check the record rather than use it: a message that is no event of a ledger is
-yielded like any other. Through an ephemeral pull consumer (ADR-13) without acknowledgements, in
+yielded like any other; but what belongs to a batch without its commit, at the stream's end, is not
+there yet (`whole`). Through an ephemeral pull consumer (ADR-13) without acknowledgements, in
 memory; two requests are outstanding at a time, which bounds what is held here (`REQUEST_EVENTS`
 and `REQUEST_BYTES` each, twice). In order, each message once; a lost consumer or connection is
 picked up again behind the last message yielded.
@@ -23,9 +24,11 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js.api import Header
 
-from infra.jetstream.envelope import BATCH_COMMIT, BATCH_ID, stored_headers
+from infra.jetstream import outcome
+from infra.jetstream.envelope import stored_headers
 from infra.jetstream.errors import NATS_FAILURES, StoreUnavailable, reason
 from infra.jetstream.topology import call
+from infra.jetstream.whole import find_whole, may_be_open
 
 REQUEST_EVENTS = 4_000
 REQUEST_BYTES = 8_000_000
@@ -35,7 +38,6 @@ SILENCE_MAX_S = 5.0
 
 _ATTEMPTS = 5
 _CONSUMER_INACTIVE_S = 30
-_NO_MESSAGE = 10037
 _NS = 1_000_000_000
 
 
@@ -84,21 +86,20 @@ def from_stored(message: Mapping[str, Any]) -> Stored:
 
 def ends_batch(stored: Stored) -> bool:
     """Whether what was written together ends with this message: a batch, or it was alone."""
-    return BATCH_ID not in stored.headers or BATCH_COMMIT in stored.headers
+    return not may_be_open(stored.headers)
 
 
 async def message_at(nc: Client, stream: str, seq: int) -> Stored | None:
     """The message at a sequence as the stream's leader has it, None when there is none; its time
     is not told (0). Raises StoreUnavailable."""
     answer = await call(nc, f"STREAM.MSG.GET.{stream}", {"seq": seq})
-    error = answer.get("error")
-    if error is None:
+    if "error" not in answer:
         message = answer["message"]
         body = b64decode(message.get("data", ""))
         return Stored(message["seq"], message["subject"], stored_headers(message), 0, body)
-    if error.get("err_code") == _NO_MESSAGE:
+    if outcome.absent(answer):
         return None
-    raise StoreUnavailable(f"{stream} cannot be read: {error.get('description')}")
+    raise StoreUnavailable(f"{stream} cannot be read: {answer['error'].get('description')}")
 
 
 async def scan(
@@ -114,7 +115,9 @@ async def scan(
         try:
             await feed.begin()
             while not feed.ended:
-                block = await feed.next_block()
+                block = await feed.whole_part(await feed.next_block())
+                if not block:
+                    continue
                 from_seq = block[-1].seq + 1
                 attempts = 0
                 yield block
@@ -144,6 +147,8 @@ class _Feed:
         self._asked = 0  # messages still to come of what was asked for
         self._delivered = 0
         self._pending = 0
+        self._whole = 0  # up to here the stream is known to be committed
+        self._open: list[Stored] = []  # of a batch that is not
         self._lost: str | None = None
 
     @property
@@ -197,6 +202,19 @@ class _Feed:
         block, self._arrived = self._arrived, []
         await self._ask()
         return block
+
+    async def whole_part(self, block: list[Stored]) -> list[Stored]:
+        """What may be handed out of a block, and of those before it: all that is committed."""
+        block = self._open + block
+        last = block[-1]
+        if ends_batch(last):
+            self._whole = last.seq
+        elif last.seq > self._whole:
+            self._whole = await find_whole(
+                self._nc, self._stream, seen=last.seq, timeout=SILENCE_MAX_S
+            )
+        self._open = [stored for stored in block if stored.seq > self._whole]
+        return block[: len(block) - len(self._open)]
 
     async def close(self) -> None:
         """Gives the consumer up."""

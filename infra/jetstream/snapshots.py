@@ -11,12 +11,11 @@ import logging
 
 from nats.aio.client import Client
 
+from infra.jetstream import outcome
 from infra.jetstream.errors import NATS_FAILURES, StoreUnavailable, reason
 from infra.jetstream.topology import Topology
 
 log = logging.getLogger(__name__)
-
-_STATUS_NOT_FOUND = "404"
 
 
 class Snapshots:
@@ -43,9 +42,9 @@ class Snapshots:
         except NATS_FAILURES as error:
             log.info("snapshot of %s not saved: %s", originator, reason(error))
             return False
-        refused = json.loads(reply.data).get("error")
-        if refused is not None:
-            log.info("snapshot of %s not saved: %s", originator, refused.get("description"))
+        saved = outcome.of_answer(json.loads(reply.data))
+        if not isinstance(saved, outcome.Stored):
+            log.info("snapshot of %s not saved: %s", originator, saved.reason)
             return False
         return True
 
@@ -57,9 +56,4 @@ class Snapshots:
             message = await self._nc.request(api, b"", timeout=self._timeout)
         except NATS_FAILURES as error:
             raise StoreUnavailable(f"the snapshot store did not answer: {reason(error)}") from error
-        status = (message.headers or {}).get("Status")
-        if status is None:
-            return message.data
-        if status == _STATUS_NOT_FOUND:
-            return None
-        raise StoreUnavailable(f"Direct Get answered {status}: try again")
+        return message.data if outcome.is_found(message.headers) else None

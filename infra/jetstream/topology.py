@@ -24,6 +24,7 @@ from typing import Any
 
 from nats.aio.client import Client
 
+from infra.jetstream import outcome
 from infra.jetstream.errors import NATS_FAILURES, StoreUnavailable, StreamMismatch, reason
 
 EVENT_BYTES_MAX = 900_000
@@ -36,7 +37,6 @@ RESTORING = "ledger.restoring"
 """In the metadata of a stream that is being filled from a backup: nothing else may use it yet."""
 
 _DUPLICATE_WINDOW_NS = 120_000_000_000
-_NOT_FOUND = 10059
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ async def _refuse_more_partitions(nc: Client, topology: Topology, timeout: float
 async def _info_or_create(nc: Client, wanted: dict[str, Any], timeout: float) -> dict[str, Any]:
     name = wanted["name"]
     info = await call(nc, f"STREAM.INFO.{name}", {}, timeout=timeout)
-    if info.get("error", {}).get("err_code") == _NOT_FOUND:
+    if outcome.unmade(info):
         created = await call(nc, f"STREAM.CREATE.{name}", wanted, timeout=timeout)
         info = (
             created

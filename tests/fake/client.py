@@ -141,7 +141,7 @@ class FakeClient:
             unheard = wire._replace(reply="")
             self._loop.call_at(self._there_by, self._arrive, self.epoch, unheard)
             late = self._there_by + weather.lateness()
-            self._loop.call_at(late, receive, self, self.epoch, wire)
+            self._loop.call_at(late, receive, self, self.epoch, wire._replace(again=True))
             return
         self._loop.call_at(self._there_by, self._arrive, self.epoch, wire)
 
@@ -166,7 +166,7 @@ class FakeClient:
     def _hear(self, epoch: int, wire: Wire) -> None:
         if epoch != self.epoch or not self.is_connected:
             return
-        to, subject, reply, headers, body = wire
+        to, subject, reply, headers, body, _ = wire
         message = Msg(self.as_client, subject, reply, body, cast("Any", headers))
         answer = self._requests.get(to)
         if answer is not None:

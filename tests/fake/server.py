@@ -123,7 +123,7 @@ class Server:
         if self._paused is not None:
             self._paused.append(lambda: self.receive(connection, epoch, wire))
             return
-        _, subject, reply, headers, body = wire
+        _, subject, reply, headers, body, again = wire
 
         def answer(headers: Headers | None, body: bytes) -> None:
             if reply:
@@ -141,10 +141,10 @@ class Server:
             self._api(subject[8:], json.loads(body) if body else {}, answer)
             return
         stream = self._stream_of(subject)
-        if stream is None or self.weather.strikes("no responders"):
+        if stream is None or (not again and self.weather.strikes("no responders")):
             answer(NO_RESPONDERS, b"")
         else:
-            self._publish(stream, Sent(subject, headers or {}, body), answer)
+            self._publish(stream, Sent(subject, headers or {}, body), answer, again=again)
 
     def log(self, line: str) -> None:
         """Adds a line to the trace."""
@@ -158,14 +158,17 @@ class Server:
 
     # -- publishing --------------------------------------------------------------------------------
 
-    def _publish(self, stream: Stream, message: Sent, answer: Answer) -> None:
+    def _publish(
+        self, stream: Stream, message: Sent, answer: Answer, *, again: bool = False
+    ) -> None:
         waiting = self._busy.get(stream.name)
         if waiting is not None:
-            waiting.append(lambda: self._publish(stream, message, answer))
+            waiting.append(lambda: self._publish(stream, message, answer, again=again))
             return
         if self._leaderless:
             return  # nobody takes it, nobody says so
-        if error := self._made_up(message):
+        error = None if again else self._made_up(message)
+        if error is not None:
             self._forget_batch(stream, message)
             self._refuse(stream, error, answer)
         elif BATCH_ID in message.headers:

@@ -32,6 +32,8 @@ class Wire(NamedTuple):
     reply: str
     headers: Headers | None
     body: bytes
+    again: bool = False
+    """Whether it has come before: nothing is made up about it then."""
 
 
 class Sent(NamedTuple):
@@ -99,8 +101,6 @@ class Stream:
     ) -> Refusal | None:
         """What is wrong with one message, or with a batch; None when it may be stored."""
         batch = BATCH_ID in messages[0].headers
-        if self.full:
-            return refusal(10077, "maximum bytes exceeded", 503)
         if clustered and not batch and (known := self.duplicate_of(messages[0])):
             return {"duplicate": known}
         seen: set[str] = set()
@@ -120,6 +120,8 @@ class Stream:
             seen.add(message.subject)
         if not batch and (known := self.duplicate_of(messages[0])):
             return {"duplicate": known}
+        if self.full:
+            return refusal(10077, "maximum bytes exceeded", 503)
         return None
 
     def duplicate_of(self, message: Sent) -> int | None:

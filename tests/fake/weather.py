@@ -29,6 +29,9 @@ Fault = Literal[
 
 FAULTS: Final[tuple[Fault, ...]] = Fault.__args__  # type: ignore[attr-defined]  # (it has them)
 
+LATE_S: Final = 12.0
+"""Later than this nothing comes."""
+
 
 class Weather:
     """Random faults while it is `bad`; `latency_s` is that of one message on its way."""
@@ -59,4 +62,4 @@ class Weather:
 
     def lateness(self) -> float:
         """Seconds that something takes that comes too late, or not yet."""
-        return self.random.choice([0.01, 0.3, 3.0, 12.0]) * self.random.random()
+        return self.random.choice([0.01, 0.3, 3.0, LATE_S]) * self.random.random()

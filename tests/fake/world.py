@@ -40,11 +40,12 @@ from .clock import Clock, run
 from .commands import some_command
 from .history import LIMITS, Ledger, Sent, check
 from .server import Server
-from .weather import Weather
+from .weather import LATE_S, Weather
 
 WINDOW = 3
-ANSWER_WITHIN_S = 100.0
-"""In virtual time: a command is decided again for 10 s, an append is tried for 30 s."""
+ANSWER_WITHIN_S = 180.0
+"""In virtual time. A command is decided again for 10 s, and an append is tried for 30 s; the rest
+is reading, where each answer is waited for, three times (up to 5 s each), and 40 % never come."""
 
 VIEW_WITHIN_S = 60.0
 
@@ -171,6 +172,7 @@ class World:
     sent: list[Sent] = field(default_factory=list)
     told: Counter[str] = field(default_factory=Counter)
     calm: bool = False
+    over: bool = False
     _waiting: dict[int, asyncio.Future[None]] = field(default_factory=dict)
 
     @classmethod
@@ -206,7 +208,10 @@ class World:
         beside = [self._storm(), self._look(), self._scan(), self._project(tables)]
         others = [asyncio.ensure_future(each) for each in beside]
         await asyncio.gather(*callers)
-        self._calm_down()
+        self.calm = True
+        self.server.weather.bad = False
+        await asyncio.sleep(LATE_S)
+        self.over = True
         await asyncio.gather(*others)
         for worker in self.workers:
             await worker.close()
@@ -335,7 +340,7 @@ class World:
                 while self.clock.now < until and not ended:
                     following.wake()
                     assert projector.progress.state is not State.STOPPED, projector.progress.reason
-                    ended = self.calm and self._is_up_to_date(tables)
+                    ended = self.over and self._is_up_to_date(tables)
                     await asyncio.sleep(0.05)
             finally:
                 await following.close()
@@ -398,13 +403,11 @@ class World:
             case "leader":
                 server.change_leader(seconds)
 
-    def _calm_down(self) -> None:
-        self.calm = True
-        self.server.weather.bad = False
-
 
 class SeedFailed(AssertionError):
-    """A seed has found something; the message says which, and what."""
+    """A seed has found something; the message says which, and what. `trace`: how it came to it."""
+
+    trace: Sequence[str] = ()
 
 
 @contextlib.contextmanager
@@ -440,6 +443,8 @@ def play(seed: int) -> Played:
             run(main, seed=seed)
         except Exception as error:
             [world] = worlds
-            raise SeedFailed(f"seed {seed} ({world.plan}): {error!r}") from error
+            failure = SeedFailed(f"seed {seed} ({world.plan}): {error!r}")
+            failure.trace = world.server.trace
+            raise failure from error
     told = worlds[0].told + worlds[0].server.weather.struck
     return Played(told, worlds[0].server.trace)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from nats.aio.client import Client
 from nats.micro.request import Request
 
 from infra.jetstream.envelope import Recorded
-from infra.jetstream.reader import Reader
+from infra.jetstream.reader import Reader, _Page
 from infra.server import EmbeddedServer
 from services.commands import CommandService
 from services.conversations import Conversations
@@ -45,21 +45,23 @@ class LaggingReader(Reader):
     def catch_up(self) -> None:
         self.knows = 2**62
 
-    async def _one(self, api: str, body: bytes) -> Recorded | None:
-        found = await super()._one(api, body)
+    async def _one(self, api: str, body: bytes) -> tuple[Recorded | None, Mapping[str, Any]]:
+        found, headers = await super()._one(api, body)
         if found is None or found.seq <= self.knows:
-            return found
+            return found, headers
         if body:  # the first one from a sequence on
-            return None
+            return None, {}
         everything = {"seq": 1, "next_by_subj": found.subject, "batch": 1_000}
         stream_api = api.removesuffix(f".{found.subject}")
-        events, _ = await self._page(stream_api, json.dumps(everything).encode())
-        return events[-1] if events else None
+        page = await self._page(stream_api, json.dumps(everything).encode())
+        return (page.events[-1] if page.events else None), {}
 
-    async def _page(self, api: str, body: bytes) -> tuple[list[Recorded], int]:
-        events, left = await super()._page(api, body)
-        known = [event for event in events if event.seq <= self.knows]
-        return known, left if len(known) == len(events) else 0
+    async def _page(self, api: str, body: bytes) -> _Page:
+        page = await super()._page(api, body)
+        known = [event for event in page.events if event.seq <= self.knows]
+        if len(known) < len(page.events):
+            page.events, page.pending, page.last_headers = known, 0, {}
+        return page
 
 
 class Answers:

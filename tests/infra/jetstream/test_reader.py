@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -361,13 +362,18 @@ async def test_a_stream_that_is_not_there_is_unavailable_and_not_empty(
 async def test_a_server_that_stands_still_makes_reads_fail_and_not_hang(
     nats_server: EmbeddedServer,
 ) -> None:
-    async with opened(nats_server.url, request_timeout=0.1) as store:
-        await store.append(events(tail_of(store, "a"), 3))
-        await store.read("a")
+    async with (
+        opened(nats_server.url) as patient,
+        opened(nats_server.url, patient.topology, request_timeout=0.1) as store,
+    ):
+        await patient.append(events(tail_of(store, "a"), 3))
         pid = nats_server.pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
         try:
+            with contextlib.suppress(StoreUnavailable):
+                while True:  # until the last of its threads stands still
+                    await store.last("a")
             failed = await asyncio.gather(
                 *(read() for read in readings(store)), return_exceptions=True
             )
