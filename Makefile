@@ -14,10 +14,10 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ARGS ?=
 ROUNDS ?= long
 
-.PHONY: help run demo test check format bench faults cluster lock clean
+.PHONY: help run demo test test-clients check format bench faults cluster lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 run: $(RUNTIME) ## install what is missing and run `convo up` in the foreground
 	@exec $(BIN)/convo up $(ARGS)
@@ -25,8 +25,19 @@ run: $(RUNTIME) ## install what is missing and run `convo up` in the foreground
 demo: $(RUNTIME) ## real conversations into an embedded ledger: window, totals, an earlier state
 	@exec $(BIN)/python -m services.demo $(ARGS)
 
-test: $(TOOLS) ## every test but those that need a cluster
-	@$(BIN)/python -m pytest -m "not cluster" $(ARGS)
+test: $(TOOLS) ## every test but those that need a cluster, or Node and Chromium
+	@$(BIN)/python -m pytest -m "not cluster and not clients" $(ARGS)
+	@echo "Not run: the AI SDK and a browser against the gateway (make test-clients)."
+
+CLIENTS := tests/clients
+test-clients: $(TOOLS) ## the AI SDK and a browser against the gateway; needs Node and Chromium
+	@command -v node >/dev/null && command -v npm >/dev/null || \
+	  { echo "Node.js 20 or newer and npm are needed; on Debian and Ubuntu: apt install nodejs npm" >&2; exit 1; }
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+	  { echo "Chromium is needed; on Debian: apt install chromium" >&2; exit 1; }
+	@cmp -s $(CLIENTS)/package-lock.json $(CLIENTS)/node_modules/.installed || { \
+	  npm ci --prefix $(CLIENTS) --silent && cp $(CLIENTS)/package-lock.json $(CLIENTS)/node_modules/.installed; }
+	@$(BIN)/python -m pytest -m clients $(CLIENTS) $(ARGS)
 
 check: $(TOOLS) ## format, lint, types and the floors
 	@$(BIN)/ruff format --check --quiet . || { echo "Not formatted (run 'make format'):" >&2; $(BIN)/ruff format --check .; }
@@ -58,7 +69,7 @@ lock: $(TOOLS) ## write the lock files anew
 	@$(COMPILE) --output-file requirements-peers.lock tests/benchmarks/peers/requirements.in
 
 clean: ## remove what was installed and cached; the ledger's own directory (./data) stays
-	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(CLIENTS)/node_modules build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find domain projections infra services tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

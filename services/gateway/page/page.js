@@ -59,6 +59,10 @@ const list = { pages: 1, timer: 0 };
 
 async function refreshList() {
   clearTimeout(list.timer);
+  if (document.querySelector("dialog[open]")) {
+    list.timer = setTimeout(refreshList, 500); // what the dialog came from has to be there when it closes
+    return;
+  }
   try {
     const found = [];
     let next = null;
@@ -69,7 +73,7 @@ async function refreshList() {
       next = told.next;
       if (!next) break;
     }
-    showList(found, Boolean(next));
+    if (!document.querySelector("dialog[open]")) showList(found, Boolean(next));
   } catch {
     // The conversation says that the connection is lost; the list comes back with it.
   }
@@ -77,36 +81,57 @@ async function refreshList() {
 }
 
 function showList(chats, more) {
-  const focused = document.activeElement?.closest?.("#chats [data-key]")?.dataset.key;
-  the("chats").replaceChildren(...chats.map(listed));
+  const items = the("chats");
+  const focused = document.activeElement;
+  const known = new Map([...items.children].map((item) => [item.dataset.id, item]));
+  let last = null;
+  for (const each of chats) {
+    const item = known.get(each.id) ?? listed(each.id);
+    known.delete(each.id);
+    name(item, each);
+    // Only what is out of its place is moved: moving takes the focus away.
+    const next = last ? last.nextSibling : items.firstChild;
+    if (item !== next) items.insertBefore(item, next);
+    last = item;
+  }
+  for (const item of known.values()) item.remove();
+  if (focused !== document.activeElement && items.contains(focused)) focused.focus();
   the("no-chats").hidden = chats.length > 0;
   the("more").hidden = !more;
   const shown = chats.find((each) => each.id === chat.id);
   if (shown) setTitle(shown.title);
-  if (focused) document.querySelector(`#chats [data-key="${CSS.escape(focused)}"]`)?.focus();
 }
 
-function listed({ id, title, updatedAt }) {
+function name(item, { id, title, updatedAt }) {
+  const [link, remove] = item.children;
+  const text = title || "Untitled chat";
+  const date = new Date(updatedAt);
+  if (link.firstChild.textContent !== text) link.firstChild.textContent = text;
+  if (link.lastChild.textContent !== ago(date)) link.lastChild.textContent = ago(date);
+  link.lastChild.dateTime = updatedAt;
+  mark(link, id);
+  remove.setAttribute("aria-label", `Delete ${text}`);
+}
+
+function mark(link, id) {
+  if (id === chat.id) link.setAttribute("aria-current", "page");
+  else link.removeAttribute("aria-current");
+}
+
+function listed(id) {
   const item = document.createElement("li");
+  item.dataset.id = id;
   const link = document.createElement("a");
   link.href = `/?chat=${encodeURIComponent(id)}`;
-  link.dataset.key = `open ${id}`;
-  if (id === chat.id) link.setAttribute("aria-current", "page");
-  const name = document.createElement("span");
-  name.className = "name";
-  name.textContent = title || "Untitled chat";
-  const time = document.createElement("time");
-  time.dateTime = updatedAt;
-  time.textContent = ago(new Date(updatedAt));
-  link.append(name, time);
+  const title = document.createElement("span");
+  title.className = "name";
+  link.append(title, document.createElement("time"));
   link.addEventListener("click", (event) => go(event, id));
   const remove = document.createElement("button");
   remove.type = "button";
   remove.className = "quiet";
   remove.textContent = "Delete";
-  remove.dataset.key = `delete ${id}`;
-  remove.setAttribute("aria-label", `Delete ${name.textContent}`);
-  remove.addEventListener("click", () => confirmDelete(id, name.textContent));
+  remove.addEventListener("click", () => confirmDelete(id, title.textContent));
   item.append(link, remove);
   return item;
 }
@@ -121,23 +146,28 @@ function ago(date) {
   return date.toLocaleDateString("en", { dateStyle: "medium" });
 }
 
-function confirmDelete(id, name) {
-  const dialog = the("deleting");
-  the("deleting-text").textContent = `“${name}” will not be shown any more. The ledger keeps its events.`;
-  dialog.addEventListener("close", async () => {
-    if (dialog.returnValue !== "delete") return;
-    try {
-      await request("DELETE", `/api/chat/${encodeURIComponent(id)}`);
-      document.querySelector(`#chats [data-key="${CSS.escape(`open ${id}`)}"]`)?.closest("li").remove();
-      if (id === chat.id) open(null, true);
-      setTimeout(refreshList, 500);
-    } catch (error) {
-      notice(error.message);
-    }
-  }, { once: true });
-  dialog.returnValue = "";
-  dialog.showModal();
+let doomed = null; // the chat that the dialog asks about
+
+function confirmDelete(id, title) {
+  doomed = id;
+  the("deleting-text").textContent = `“${title}” will not be shown any more. The ledger keeps its events.`;
+  the("deleting").returnValue = "";
+  the("deleting").showModal();
 }
+
+the("deleting").addEventListener("close", async () => {
+  const dialog = the("deleting");
+  if (dialog.open || dialog.returnValue !== "delete") return; // open: it asks again by now
+  const id = doomed;
+  try {
+    await request("DELETE", `/api/chat/${encodeURIComponent(id)}`);
+    for (const item of the("chats").children) if (item.dataset.id === id) item.remove();
+    if (id === chat.id) open(null, true);
+    setTimeout(refreshList, 500);
+  } catch (error) {
+    notice(error.message);
+  }
+});
 
 // -- one conversation -------------------------------------------------------------------------------
 
@@ -158,10 +188,7 @@ function open(id, push) {
   the("messages").replaceChildren();
   notice(null);
   setTitle(null);
-  for (const link of document.querySelectorAll("#chats a")) {
-    if (link.dataset.key === `open ${id}`) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
-  }
+  for (const item of the("chats").children) mark(item.firstChild, item.dataset.id);
   disconnect();
   if (id) connect();
   else empty(true);

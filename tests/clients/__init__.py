@@ -1,0 +1,1 @@
+"""Clients that nobody here wrote: the AI SDK's, and a browser (`make test-clients`)."""

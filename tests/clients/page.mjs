@@ -1,0 +1,178 @@
+// The page at `/` in a real Chromium, driven by playwright-core.
+//
+//     node page.mjs SCENARIO URL CHROMIUM
+//
+// Ends with status 0 when everything was as it has to be. What this program cannot do by itself it
+// asks for with a line on standard output, and waits for a line on standard input.
+
+import assert from "node:assert/strict";
+import { createInterface } from "node:readline";
+import { chromium } from "playwright-core";
+
+const [scenario, url, executablePath] = process.argv.slice(2);
+const FLAGS = [
+  "--no-sandbox",
+  "--disable-gpu",
+  "--disable-dev-shm-usage",
+  "--disable-quic",
+  "--no-first-run",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+];
+const said = (count) => Array.from({ length: count }, (_, number) => `${number} `).join("");
+
+const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
+async function please(what) {
+  console.log(what);
+  await lines.next();
+}
+
+const browser = await chromium.launch({ executablePath, args: FLAGS });
+const complaints = [];
+
+async function tab(options = {}) {
+  const context = await browser.newContext({ reducedMotion: "reduce", ...options });
+  context.setDefaultTimeout(30_000);
+  const page = await context.newPage();
+  page.on("pageerror", (error) => complaints.push(String(error)));
+  page.on("request", (request) => {
+    if (!request.url().startsWith(`${url}/`)) complaints.push(`from elsewhere: ${request.url()}`);
+  });
+  return page;
+}
+
+async function say(page, text) {
+  await page.fill("#prompt", text);
+  await page.press("#prompt", "Enter");
+}
+
+const answers = (page) => page.locator(".message.assistant .said");
+const lastAnswer = (page) => answers(page).last().textContent();
+const streaming = (page) => page.locator(".message.streaming").waitFor();
+const finished = (page, text) =>
+  page.waitForFunction((whole) => {
+    const found = [...document.querySelectorAll(".message.assistant:not(.streaming) .said")];
+    return found.at(-1)?.textContent === whole && !document.querySelector(".streaming");
+  }, text);
+
+const scenarios = {
+  async sends_and_streams() {
+    const page = await tab();
+    await page.goto(url);
+    await say(page, "say 40 every 0.02");
+    await streaming(page);
+    assert.match(page.url(), /\?chat=.+/);
+    await finished(page, said(40));
+    await page.locator("#chats a[aria-current=page]", { hasText: "say 40" }).waitFor();
+    assert.equal(await page.title(), "say 40 every 0.02 – Conversation Ledger");
+  },
+
+  async reloads_in_mid_answer() {
+    const page = await tab();
+    await page.goto(url);
+    await say(page, "say 150 every 0.02");
+    await streaming(page);
+    await page.waitForFunction(() => document.querySelector(".streaming .said").textContent.length > 20);
+    await page.reload();
+    await streaming(page);
+    await finished(page, said(150));
+    await page.reload();
+    await finished(page, said(150));
+    assert.equal(await page.locator(".message").count(), 2);
+  },
+
+  async two_tabs_agree() {
+    const one = await tab();
+    await one.goto(url);
+    await say(one, "say 10");
+    await finished(one, said(10));
+    const other = await tab();
+    await other.goto(one.url());
+    await finished(other, said(10));
+    await say(other, "say 80 every 0.01");
+    await streaming(one);
+    await Promise.all([finished(one, said(80)), finished(other, said(80))]);
+    const texts = (page) => page.locator(".message .said").allTextContents();
+    assert.deepEqual(await texts(one), await texts(other));
+    assert.deepEqual(await texts(one), ["say 10", said(10), "say 80 every 0.01", said(80)]);
+  },
+
+  async stops_and_goes_on_by_keyboard() {
+    const page = await tab();
+    await page.goto(url);
+    await page.keyboard.type("stall after 6"); // the field has the focus from the start
+    await page.keyboard.press("Enter");
+    await page.waitForFunction((text) => document.querySelector(".streaming .said")?.textContent === text, said(6));
+    await page.keyboard.press("Escape");
+    await finished(page, said(6));
+    await page.keyboard.type("say 2");
+    await page.keyboard.press("Enter");
+    await finished(page, said(2));
+    await page.keyboard.press("Shift+Tab"); // to the messages, then to the list and through it
+    assert.equal(await page.evaluate(() => document.activeElement.id), "scroller");
+    await page.locator("#new").focus();
+    await page.keyboard.press("Tab");
+    assert.match(await page.evaluate(() => document.activeElement.textContent), /stall after 6/);
+    await page.keyboard.press("Tab");
+    await page.keyboard.press("Enter"); // delete …
+    await page.locator("#deleting[open]").waitFor();
+    await page.keyboard.press("Escape"); // … rather not
+    await page.keyboard.press("Enter");
+    await page.locator("#deleting[open]").waitFor();
+    await page.keyboard.press("Tab");
+    await page.keyboard.press("Enter");
+    await page.locator("#empty").waitFor();
+    assert.equal(new URL(page.url()).search, "");
+  },
+
+  async reconnects() {
+    const page = await tab();
+    await page.goto(url);
+    await say(page, "say 200 every 0.02");
+    await streaming(page);
+    await please("kill the gateway");
+    await page.getByText("Reconnecting").waitFor();
+    await please("start it again");
+    await finished(page, said(200));
+    await page.waitForFunction(() => document.querySelector("#connection").textContent === "");
+  },
+
+  async tells_when_an_answer_breaks_off() {
+    const page = await tab();
+    await page.goto(url);
+    await say(page, "end after 3");
+    await page.getByText("The answer broke off").waitFor();
+    assert.equal(await lastAnswer(page), said(3));
+    await page.click("#again");
+    await page.locator("#notice").waitFor({ state: "hidden" });
+    await page.getByText("The answer broke off").waitFor();
+    assert.equal(await answers(page).count(), 1);
+  },
+
+  async fits_a_phone() {
+    const page = await tab({ viewport: { width: 360, height: 640 }, hasTouch: true, isMobile: true });
+    await page.goto(url);
+    await say(page, `a title that is far too long for the screen of a phone ${"x".repeat(120)}`);
+    await page.locator(".message.assistant:not(.streaming)").waitFor();
+    await page.tap("#show");
+    await page.locator("#sidebar.shown #chats a").first().waitFor();
+    await page.tap("#hide");
+    await page.locator("#sidebar.shown").waitFor({ state: "detached" });
+    const { width, inner } = await page.evaluate(() => ({
+      width: document.documentElement.scrollWidth,
+      inner: innerWidth,
+    }));
+    assert.ok(width <= inner, `${width} is wider than ${inner}`);
+    for (const id of ["#send", "#prompt", "#show"]) {
+      const { x, width: wide } = await page.locator(id).boundingBox();
+      assert.ok(x >= 0 && x + wide <= 360, `${id} sticks out`);
+    }
+  },
+};
+
+assert.ok(scenarios[scenario], `the scenarios are ${Object.keys(scenarios)}`);
+await scenarios[scenario]();
+assert.deepEqual(complaints, []);
+await browser.close();
+process.exit(0);

@@ -1,0 +1,67 @@
+"""The AI SDK's `useChat`, and the page in Chromium, against a ledger. Needs `make test-clients`.
+
+The scenarios are in chat.mjs and page.mjs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.services.gateway.site import GatewayProcess
+
+HERE = Path(__file__).parent
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+
+pytestmark = [pytest.mark.clients, pytest.mark.usefixtures("talking")]
+
+
+def scenarios(program: str) -> list[str]:
+    """What a program can do, as its text says."""
+    return re.findall(r"^  async (\w+)\(\)", (HERE / program).read_text(), re.MULTILINE)
+
+
+async def run(gateway: GatewayProcess, program: str, *arguments: str) -> None:
+    """Runs a scenario to its end, doing what it asks for."""
+    process = await asyncio.create_subprocess_exec(
+        *("node", program, *arguments),
+        cwd=HERE,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdin is not None
+    complaint = asyncio.ensure_future(process.stderr.read())
+    try:
+        async with asyncio.timeout(90):
+            async for wish in process.stdout:
+                match wish.strip():
+                    case b"kill the gateway":
+                        gateway.kill()
+                    case b"start it again":
+                        gateway.start()  # not in a thread: it would die with that
+                process.stdin.write(b"done\n")
+            status = await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+        said = (await complaint).decode()
+    assert status == 0, said
+
+
+@pytest.mark.parametrize("scenario", scenarios("chat.mjs"))
+async def test_use_chat(gateway: GatewayProcess, scenario: str) -> None:
+    await run(gateway, "chat.mjs", scenario, gateway.http)
+
+
+@pytest.mark.parametrize("scenario", scenarios("page.mjs"))
+async def test_the_page(gateway: GatewayProcess, scenario: str) -> None:
+    await run(gateway, "page.mjs", scenario, gateway.http, CHROMIUM)
