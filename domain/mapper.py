@@ -86,6 +86,19 @@ def _form_of(topic: str) -> _Form:
     )
 
 
+_SPEAKS_OF_ANOTHER = "its body speaks of another event than what stands around it"
+
+
+def _is_of(stored: dict[str, Any], id: str, version: int, topic: str) -> bool:
+    """Whether a body says of itself what it is taken for; the hash chain covers bodies alone."""
+    if stored["version"] != version or stored["type"] != topic:
+        return False
+    tenant_id, conversation_id = stored["tenant_id"], stored["conversation_id"]
+    if "%" not in id:  # the ids are their own tokens, as most are
+        return f"{tenant_id}.{conversation_id}" == id
+    return ConversationId(tenant_id, conversation_id).key == id
+
+
 class ConversationMapper(Mapper[str]):
     """Maps conversation events to the contract's JSON and back."""
 
@@ -147,6 +160,8 @@ class ConversationMapper(Mapper[str]):
             raise UnknownEvent(StoredEvent(id, version, topic, state), what) from None
         try:
             stored: dict[str, Any] = self.transcoder.decode(state)
+            if not _is_of(stored, id, version, topic):
+                raise ValueError(_SPEAKS_OF_ANOTHER)
             envelope = {
                 "originator_id": id,
                 "originator_version": version,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -282,13 +282,33 @@ def test_a_state_that_is_not_the_contracts_json_is_reported_with_its_place(
     assert f"event {spoilt.originator_version} of {spoilt.originator_id}" in str(failure.value)
 
 
-def test_the_identity_is_the_records_own() -> None:
+@pytest.mark.parametrize(
+    "around",
+    [
+        {"originator_version": 9},
+        {"originator_id": "t.c"},
+        {"originator_id": "acme%2E.c-1"},
+        {"topic": "ConversationReopened"},
+    ],
+)
+def test_a_body_that_speaks_of_another_event_is_refused(around: dict[str, Any]) -> None:
+    """The hash chain covers the body alone: who moves it, or changes a header, is found out."""
     kept = sample("SessionReset.v1")
+    assert isinstance(MAPPER.to_domain_event(kept), SessionReset)
 
-    event = MAPPER.to_domain_event(StoredEvent("t.c", 9, kept.topic, kept.state))
+    with pytest.raises(MapperDeserialisationError, match="speaks of another event"):
+        MAPPER.to_domain_event(replace(kept, **around))
 
-    assert isinstance(event, SessionReset)
-    assert (event.originator_id, event.originator_version) == ("t.c", 9)
+
+def test_ids_that_are_no_tokens_are_recognised() -> None:
+    kept = sample("SessionReset.v1")
+    state = json.loads(kept.state) | {"tenant_id": "a.b%", "conversation_id": "東京"}
+    id = ConversationId("a.b%", "東京").key
+    named = replace(kept, originator_id=id, state=json.dumps(state).encode())
+
+    assert MAPPER.to_domain_event(named).originator_id == id
+    with pytest.raises(MapperDeserialisationError, match="speaks of another event"):
+        MAPPER.to_domain_event(replace(named, originator_id=f"{id}%20"))
 
 
 def test_a_start_read_from_the_ledger_makes_a_conversation() -> None:

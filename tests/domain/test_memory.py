@@ -66,6 +66,7 @@ def long_conversation(commands: int) -> Conversation:
     template = MAPPER.to_stored_event(given(init(title="x")).when(append("hello")).events[0])
     for number in range(2, commands + 2):
         body = from_json(template.state)
+        body["version"] = number
         body["command_id"] = f"command {number}"
         body["data"]["message_id"] = f"message {number}"
         event = MAPPER.to_domain_event(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import runpy
+import subprocess
+import venv
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -36,6 +39,21 @@ from services.notary import records as notary_records
 from tests.services.auditing import Ledger, ledger_on
 
 JSON = dict[str, Any]
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "verify_bundle.py"
+SCRIPT = runpy.run_path(str(PAGE))
+EVERY_BYTE = """
+import runpy, sys
+shown_by = runpy.run_path(sys.argv[1])["shown_by"]
+bundle = open(sys.argv[2], "rb").read()
+accepted = []
+for place in range(len(bundle)):
+    try:
+        shown_by(bundle[:place] + bytes([bundle[place] ^ 1]) + bundle[place + 1:], None)
+    except Exception:
+        continue
+    accepted.append(place)
+print(len(bundle), accepted)
+"""
 STRANGER = Signer("convo-notary", Ed25519PrivateKey.generate())
 
 
@@ -119,7 +137,16 @@ async def covers_of(nc: Client, size: int) -> None:
 
 
 def check(bundle: bytes, pinned: PublicKey | None = None) -> Finding:
-    return check_bundle(BytesIO(bundle), pinned)
+    """What the bundle shows; the script of the documentation, which shares no code with the
+    product, says the same."""
+    found = check_bundle(BytesIO(bundle), pinned)
+    refused = None
+    try:
+        SCRIPT["shown_by"](bundle, pinned and pinned.line)
+    except Exception as error:  # noqa: BLE001 (whatever says no)
+        refused = error
+    assert found.valid == (refused is None), (found.problem, refused)
+    return found
 
 
 def lines_of(bundle: bytes) -> list[JSON]:
@@ -186,7 +213,44 @@ def test_no_byte_of_a_bundle_can_be_another(evidence: Evidence) -> None:
     for place in range(len(evidence.whole)):
         forged = bytearray(evidence.whole)
         forged[place] ^= 1
-        assert not check(bytes(forged)).valid, f"byte {place}"
+        assert not check_bundle(BytesIO(forged), None).valid, f"byte {place}"
+
+
+def test_a_bundle_is_verified_in_an_empty_environment_and_one_of_another_byte_is_not(
+    evidence: Evidence, tmp_path: Path
+) -> None:
+    """No package, not even pip; none of this project; no network."""
+    venv.create(tmp_path / "empty", with_pip=False, symlinks=True)
+    python = tmp_path / "empty" / "bin" / "python"
+    script, bundle = tmp_path / "verify_bundle.py", tmp_path / "c-1.evidence.jsonl"
+    script.write_bytes(PAGE.read_bytes())
+    bundle.write_bytes(evidence.bundle)
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [str(python), "-I", *map(str, arguments)]
+        return subprocess.run(
+            command, cwd=tmp_path, env={}, capture_output=True, text=True, check=False
+        )
+
+    listed = run("-c", "import importlib.metadata as m; print(len(list(m.distributions())))")
+    assert listed.stdout == "0\n", listed.stderr
+    shown = run(script, bundle, evidence.key.line)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    first, counted, signed_by = shown.stdout.splitlines()
+    assert first == f"valid: acme/c-1, 17 events, hash {check(evidence.bundle).head_hash}"
+    assert counted.startswith("  14 of them counted by checkpoint ")
+    assert signed_by == f"  signed by {evidence.key.line}"
+    by_another = run(script, bundle, STRANGER.public.line)
+    assert by_another.returncode == 1
+    assert "the key that was given does not vouch" in by_another.stderr
+    smaller = tmp_path / "other.evidence.jsonl"
+    smaller.write_bytes(evidence.whole)
+    of_every_byte = run("-c", EVERY_BYTE, script, smaller)
+    assert of_every_byte.stdout == f"{len(evidence.whole)} []\n", of_every_byte.stderr
+    bundle.write_bytes(evidence.bundle.replace(b"Answer", b"Answer!", 1))
+    changed = run(script, bundle)
+    assert (changed.returncode, changed.stdout) == (1, "")
+    assert changed.stderr == "NOT VALID: its bytes are not those of its manifest\n"
 
 
 def test_no_byte_can_be_missing_or_added(evidence: Evidence) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +14,8 @@ import pytest
 from freezegun import freeze_time
 from nats.aio.client import Client
 
+from infra.jetstream.envelope import EVENT_TYPE
+from infra.jetstream.scan import scan
 from infra.server import EmbeddedServer
 from infra.settings import Settings
 from services.bootstrap import running, topology
@@ -19,6 +23,8 @@ from services.sweeper import Sweeper
 from tests.acceptance.client import Conversation, Ledger
 
 DAY = timedelta(hours=24)
+IDLE = int(os.environ.get("CONVO_TEST_IDLE", "1000"))
+"""Conversations of the long test; with 10,000 it takes minutes under freezegun."""
 
 
 @pytest.fixture(params=[1, 3], ids=["1-partition", "3-partitions"])
@@ -70,6 +76,43 @@ async def test_what_nobody_has_talked_in_for_a_day_is_closed_once(
     for conversation in idle:
         assert await ends_of(conversation) == [("inactive", "service:sweeper")]
         assert (await conversation.state())["status"] == "inactive"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [1], indirect=True)
+async def test_of_many_each_is_closed_once_and_active_ones_stay(
+    settings: Settings, ledger: Ledger
+) -> None:
+    """By the events themselves: no view is asked."""
+    both = [sweeper(settings, ledger.nats) for _ in range(2)]
+    idle = await begun(ledger, IDLE)
+    assert await later(timedelta(0), *both) == [0, 0]
+    with freeze_time(datetime.now(UTC) + DAY, real_asyncio=True, ignore=["nats", "infra"]):
+        active = await begun(ledger, 100)
+
+    swept = [await later(DAY + timedelta(hours=1), *both) for _ in range(2)]
+
+    assert [sum(each) for each in swept] == [IDLE, 0]
+    closed = Counter[str]()
+    async for block in scan(ledger.nats, "CONVO-EVENTS-0"):
+        closed.update(
+            each.subject for each in block if each.headers[EVENT_TYPE] == "ConversationClosed"
+        )
+    assert closed == Counter(f"convo.evt.0.{each}" for each in idle)
+    assert not closed.keys() & {f"convo.evt.0.{each}" for each in active}
+
+
+async def begun(ledger: Ledger, count: int) -> list[str]:
+    """The keys of so many new conversations."""
+    conversations = [ledger.conversation() for _ in range(count)]
+    left = iter(conversations)
+
+    async def begin() -> None:
+        for each in left:
+            await each.do("init", user_id="ada")
+
+    await asyncio.gather(*(begin() for _ in range(200)))
+    return [each.tokens for each in conversations]
 
 
 async def test_active_ones_stay(settings: Settings, ledger: Ledger) -> None:
