@@ -47,7 +47,7 @@ from domain.events import ConversationEvent
 from domain.identity import ConversationId
 from domain.mapper import ConversationMapper
 from infra.jetstream.committer import Write
-from infra.jetstream.envelope import GENESIS, Recorded, Tail, pack, unpack, verify_chain
+from infra.jetstream.envelope import GENESIS, Message, Recorded, Tail, pack, unpack, verify_chain
 from infra.jetstream.errors import Conflict, LedgerDamaged, StoreUnavailable
 from infra.jetstream.store import Store, check_contiguous
 from projections.state import ConversationView
@@ -120,6 +120,7 @@ class Attempt:
         "decision",
         "give_up_at",
         "id",
+        "messages",
         "past",
         "refusal",
         "respond",
@@ -136,6 +137,7 @@ class Attempt:
         self.context = context
         self.respond = respond
         self.decision: Decision | None = None
+        self.messages: Sequence[Message] = ()  # that are to be stored
         self.refusal: ConversationError | None = None
         self.past: PastMessage | None = None  # of the message it names, once it was looked up
         self.give_up_at = time.monotonic() + DECIDE_AGAIN_S
@@ -347,6 +349,7 @@ class Conversations:
             self._drop(entry)
             self._answer(attempt, error)
             return
+        attempt.messages = messages
         entry.pending.append(attempt)
         self.store.submit(Write(messages, lambda write: self._settled(entry, attempt, write)))
 
@@ -536,9 +539,9 @@ class Conversations:
 
     def _take_in(self, entry: InUse, recorded: Recorded) -> None:
         if entry.pending:
-            if recorded.version > entry.tail.version:
-                self._drop(entry)  # somebody else's
-            return  # ours most likely; whose it is, what becomes of our append will tell
+            if not _is_ours(entry, recorded):
+                self._drop(entry)  # whatever we are storing there will be decided again
+            return  # ours is shown when the store has told us
         if recorded.version == entry.view.version + 1:
             self._fold(entry, [recorded])
             entry.strangers += 1
@@ -722,6 +725,15 @@ class Conversations:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _is_ours(entry: InUse, recorded: Recorded) -> bool:
+    """Whether it is one of the events that we are storing at this moment."""
+    return any(
+        message.version == recorded.version and message.digest.hex() == recorded.digest
+        for attempt in entry.pending
+        for message in attempt.messages
+    )
 
 
 def _pause_s(conflicts: int) -> float:

@@ -61,7 +61,7 @@ class Sight(NamedTuple):
     tokens: str
     version: int
     at_least: int
-    """The newest version that its asker had been told."""
+    """The newest version that anybody had been told of before it was asked."""
     window: Sequence[str] | None
     tokens_used: int | None
 
@@ -193,7 +193,7 @@ def _wrong(sight: Sight, folded: Mapping[str, Folded]) -> Iterator[str]:
         yield f"invented: {name}, there are {truth.version}"
         return
     if sight.version < sight.at_least:
-        yield f"stale: {name}, its asker had been told of {sight.at_least}"
+        yield f"stale: {name}, there was already {sight.at_least}"
     if sight.window is not None and list(sight.window) != truth.window(sight.version):
         yield f"wrong: window of {name}: {list(sight.window)[-3:]} at its end"
     if sight.tokens_used not in (None, truth.tokens_used(sight.version)):

@@ -45,7 +45,8 @@ class Load:
     """Writers on conversations of their own and on one that they share, until `stop`.
 
     `patience_s`: after that a writer gives a request up as unknown. `pace_s`: what a writer rests
-    between two commands, at most. `name`: tells the conversations of several loads apart.
+    between two commands, at most. `name`: tells the conversations of several loads apart. `fresh`:
+    a query sees everything that was acknowledged before it, to whomever; else it has to ask for it.
     """
 
     url: str
@@ -54,6 +55,7 @@ class Load:
     patience_s: float = PATIENCE_S
     pace_s: float = 0.02
     name: str = "own"
+    fresh: bool = True
     deeds: list[Deed] = field(default_factory=list)
     sights: list[Sight] = field(default_factory=list)
     acknowledged: int = 0
@@ -67,7 +69,7 @@ class Load:
     """The slowest call, to its answer or to being given up."""
     _last_s: float = 0.0
     _stopping: bool = False
-    _told: dict[tuple[str, str], Place] = field(default_factory=dict)
+    _newest: dict[str, Place] = field(default_factory=dict)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _clients: list[Client] = field(default_factory=list)
     _wake: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -130,7 +132,7 @@ class Load:
             while not await self._try(client, deed) and insists and not self._stopping:
                 pass
             if self.rng.random() < 0.2:
-                await self._look(deed.writer, client, tokens)
+                await self._look(client, tokens)
             await asyncio.sleep(self.rng.random() * self.pace_s)
 
     async def _try(self, client: Client, deed: Deed) -> bool:
@@ -151,7 +153,8 @@ class Load:
             for event in reply["events"]
             if event["type"] == "MessageAppended"
         ]
-        self._told[deed.writer, deed.tokens] = deed.told[-1]
+        newest = self._newest.get(deed.tokens, deed.told[-1])
+        self._newest[deed.tokens] = max(newest, deed.told[-1])
         async with self._wake:
             self.acknowledged += 1
             now = time.monotonic()
@@ -160,15 +163,17 @@ class Load:
             self._wake.notify_all()
         return True
 
-    async def _look(self, writer: str, client: Client, tokens: str) -> None:
-        """Reads one view; it has to be as new as what this writer was told."""
-        told = self._told.get((writer, tokens), Place(0, 0))
+    async def _look(self, client: Client, tokens: str) -> None:
+        """Reads one view; it has to be as new as what anybody was told before."""
+        newest = self._newest.get(tokens, Place(0, 0))
         view = self.rng.choice(VIEWS)
-        headers = {"Convo-Min-Seq": str(told.seq)}
+        headers = {"Convo-Min-Seq": str(newest.seq)}
+        if self.fresh and self.rng.random() < 0.7:
+            headers = {}
         reply = await self._ask(client, f"convo.get.{tokens}.{view}", {}, headers)
         if reply is None:
             return
-        self.sights.append(sight_of(tokens, view, reply, at_least=told.version))
+        self.sights.append(sight_of(tokens, view, reply, at_least=newest.version))
 
     async def _ask(
         self,

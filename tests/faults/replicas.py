@@ -36,7 +36,7 @@ async def _run(
         Members(directory, network) as members,
         Ledger(directory / "ledger", nats=members.url, workers=WORKERS, replicas=3) as ledger,
     ):
-        load = Load(members.url, WRITERS, rng)
+        load = Load(members.url, WRITERS, rng, fresh=False)
         await load.start()
         for _ in range(rounds):
             await load.further(rng.randrange(10, 60))

@@ -792,6 +792,35 @@ async def test_a_failed_load_is_told_to_all_and_forgotten(
         assert (await begun).version == 1
 
 
+@pytest.mark.parametrize("events", [1, 3])
+async def test_a_strangers_event_in_the_place_of_ours_is_shown_at_once(
+    faked: Conversations, store: FakeStore, monkeypatch: pytest.MonkeyPatch, events: int
+) -> None:
+    # given a conversation that is up to date as long as everything is heard of
+    monkeypatch.setattr(faked, "_epoch", lambda: 1)
+    assert (await faked.view(ADAS)).version == 1
+    ours = [append(faked, f"ours {n}") for n in range(events)]
+    await turns()
+    # when another worker's event gets there before ours
+    by_rival(store, "from elsewhere")
+    theirs = store.log[ADAS.key][-1]
+    headers = {
+        "Nats-Sequence": str(theirs.seq),
+        "Nats-Subject": theirs.subject,
+        "Nats-Time-Stamp": theirs.time,
+        "Event-Type": theirs.topic,
+        "Event-Version": str(theirs.version),
+        "Event-Hash": theirs.digest,
+    }
+    faked.heard(ADAS.key, headers, theirs.body)
+    # then the next read shows it, and ours go behind it
+    assert contents((await faked.view(ADAS)).state()) == ["from elsewhere"]
+    while not all(each.done() for each in ours):
+        settle_all(store)
+        await turns()
+    assert [each.result().version for each in ours] == list(range(3, 3 + events))
+
+
 # -- memory --------------------------------------------------------------------------------------
 
 
