@@ -47,7 +47,12 @@ class GatewayUnusable(Exception):
 
 
 class GatewayError(Exception):
-    """A request that is refused. `message` says what to do next; `headers` go with the answer."""
+    """A request that is refused. `message` says what to do next; `headers` go with the answer.
+
+    `waited`: to ask again at once would not help.
+    """
+
+    waited = False
 
     def __init__(
         self,

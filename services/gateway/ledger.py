@@ -188,7 +188,7 @@ class Ledger:
             try:
                 return await self._once(subject, payload, headers, writes=writes)
             except GatewayError as failure:
-                if not retries_left or not failure.retryable or failure.code == "rate_limited":
+                if not retries_left or not failure.retryable or failure.waited:
                     raise
             await asyncio.sleep(pause_s)
             pause_s *= 2
@@ -214,7 +214,12 @@ class Ledger:
             ) from None
         except NatsError as error:
             raise _unavailable(f"the connection to NATS failed ({error})") from None
-        return read(message.data, message.headers)
+        try:
+            return read(message.data, message.headers)
+        except GatewayError as refusal:
+            # For the event that the caller has seen the service has waited already.
+            refusal.waited = refusal.code == "rate_limited" or MIN_SEQ in headers
+            raise
 
     def _silence(self, subject: str, *, writes: bool) -> GatewayError:
         if not writes:
