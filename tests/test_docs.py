@@ -192,7 +192,9 @@ def command_lines(page: Path, *, planned: bool) -> Iterator[tuple[str, str]]:
 
 
 def flags_of(command: click.Command) -> set[str]:
-    return {"--help"} | {
+    """The flags of a command, of a group those of all that is in it."""
+    below = command.commands.values() if isinstance(command, click.Group) else ()
+    return {"--help"}.union(*map(flags_of, below)) | {
         flag
         for each in command.params
         if isinstance(each, click.Option)
