@@ -8,10 +8,13 @@ any other way is refused, so that a conversation never has two subjects.
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from os import urandom
+from struct import unpack
 from typing import NamedTuple
 
 from . import clock
@@ -127,6 +130,22 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
+def _numbers() -> Iterator[int]:
+    """The system's random numbers of 64 bits, 512 at a time: a call costs more than an id."""
+    while True:
+        yield from unpack("512Q", urandom(4096))
+
+
+def _begin_anew() -> None:
+    global _random  # noqa: PLW0603
+    _random = _numbers()
+
+
+_random = _numbers()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)  # not the numbers that the parent has
+
+
 def new_id(time: datetime | None = None) -> str:
     """Returns a fresh UUIDv7 (RFC 9562, method 3: the microseconds are in it) of the clock's time.
 
@@ -134,7 +153,7 @@ def new_id(time: datetime | None = None) -> str:
     """
     milliseconds, microseconds = divmod(((time or clock.now()) - _EPOCH) // _MICROSECOND, 1000)
     fraction = microseconds * 4096 // 1000
-    random = int.from_bytes(urandom(8)) >> 2
+    random = next(_random) >> 2
     number = milliseconds << 80 | 7 << 76 | fraction << 64 | 2 << 62 | random
     text = f"{number:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
