@@ -92,10 +92,15 @@ class Access:
 
 
 async def connect(
-    url: str, *, name: str, settings: Settings, within: float = FIRST_CONNECT_TIMEOUT_S
+    url: str,
+    *,
+    name: str,
+    settings: Settings,
+    within: float = FIRST_CONNECT_TIMEOUT_S,
+    kind: type[SturdyClient] = SturdyClient,
 ) -> SturdyClient:
-    """Returns a connection that is up, by the settings; see `dial`."""
-    return await dial(SturdyClient(), url, name=name, access=Access.of(settings), within=within)
+    """Returns a connection that is up, by the settings; see `dial`. `kind`: of the client."""
+    return await dial(kind(), url, name=name, access=Access.of(settings), within=within)
 
 
 async def dial(client: Dialled, url: str, *, name: str, access: Access, within: float) -> Dialled:

@@ -21,6 +21,7 @@ from domain.conversation import Limits
 from infra.connection import connect
 from infra.jetstream.errors import StoreUnavailable
 from infra.jetstream.fence import Fence
+from infra.jetstream.lean import LeanClient
 from infra.jetstream.store import Store
 from infra.jetstream.topology import Topology
 from infra.settings import Settings
@@ -122,9 +123,9 @@ async def running(
         serving = await connect(url, name=name, settings=settings)
         serving.never_answer = NEVER_ANSWER
         stack.push_async_callback(serving.close)
-        writing = await connect(url, name=f"{name}-write", settings=settings)
+        writing = await connect(url, name=f"{name}-write", settings=settings, kind=LeanClient)
         stack.push_async_callback(writing.close)
-        reading = await connect(url, name=f"{name}-read", settings=settings)
+        reading = await connect(url, name=f"{name}-read", settings=settings, kind=LeanClient)
         stack.push_async_callback(reading.close)
         ledger = topology(settings)
         names = [ledger.stream_name(partition) for partition in range(ledger.partitions)]
