@@ -78,9 +78,12 @@ BATCH_BYTES_MAX = 16_000_000
 WAITING_MAX = 20_000
 """Writes that may wait; one more is refused as StoreUnavailable."""
 
-GATHERED = 0.6
-"""The part of the break-even from which a batch is chosen when its writers are gathered: it spares
-each of them a request and its answer, which the costs do not count."""
+TOLD_AT_ONCE = 32
+"""Writes whose callers are told in one turn of the loop: each makes a reply, the socket waits."""
+
+TRIED_EVERY = 32
+"""After so many batches in a row that could have been plain publishes, these are tried once: what
+they cost may have changed meanwhile."""
 
 _PAUSE_S = 0.02
 _PAUSE_MAX_S = 0.5
@@ -126,14 +129,16 @@ class Counters:
 class Costs:
     """What publishes and batches have lately cost, in seconds (moving averages).
 
-    Starts with figures measured on a local SSD. Only clean samples count: a publish that was alone
-    on its way, a batch small enough for its fixed cost to show.
+    `side_by_side`: one more publish when several are under way; the server takes one after the
+    other. `batch_fixed`: a batch whatever is in it. Starts with figures measured on a local SSD.
+    Only clean samples count: publishes without a batch between them, a batch small enough for its
+    fixed cost to show.
     """
 
-    alone: float = 0.000_5
+    side_by_side: float = 0.000_3
     batch_fixed: float = 0.003
 
-    SIDE_BY_SIDE: ClassVar[float] = 0.6
+    OF_ONE_ALONE: ClassVar[float] = 0.6
     """What one more publish side by side costs, as a part of one that is alone."""
     BATCH_EVENT: ClassVar[float] = 0.000_02
     BREAK_EVEN_MAX: ClassVar[int] = 12
@@ -142,15 +147,19 @@ class Costs:
 
     def break_even(self) -> int:
         """From how many waiting events on one batch is cheaper than as many plain publishes."""
-        gain = max(self.alone * self.SIDE_BY_SIDE - self.BATCH_EVENT, 0.000_01)
+        gain = max(self.side_by_side - self.BATCH_EVENT, 0.000_01)
         return max(2, min(self.BREAK_EVEN_MAX, int(self.batch_fixed / gain) + 1))
 
     def saw_alone(self, seconds: float) -> None:
         """Counts one plain publish that had the store to itself."""
-        self.alone += 0.05 * (min(seconds, 0.1) - self.alone)
+        self.saw_next(seconds * self.OF_ONE_ALONE)
+
+    def saw_next(self, seconds: float) -> None:
+        """Counts one plain publish that was answered so long after the one before it."""
+        self.side_by_side += 0.02 * (min(seconds, 0.1) - self.side_by_side)
 
     def saw_batch(self, seconds: float, events: int) -> None:
-        """Counts one batch."""
+        """Counts one batch, with the time that its writers were waited for."""
         if events <= self.CLEAN_BATCH_MAX:
             fixed = max(0.000_2, seconds - events * self.BATCH_EVENT)
             self.batch_fixed += 0.05 * (min(fixed, 0.1) - self.batch_fixed)
@@ -190,9 +199,14 @@ class Committer:
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Write] = deque()
         self._plain_in_flight = 0
+        self._plain_answered_at = 0.0  # while others are under way and no batch is; else 0
         self._batch_in_flight = False
+        self._batches_in_a_row = 0
+        self._waited_since = 0.0  # for the writers of the next batch; 0: they are not waited for
         self._pump_scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._untold: deque[Write] = deque()
+        self._telling = False
         self._id_prefix = NUID().next().decode()
         self._id_numbers = count(1)
         self._idle = asyncio.Event()
@@ -206,10 +220,7 @@ class Committer:
         self._idle.clear()
         error = self._refusal(write)
         if error is not None:
-            for message in write.messages:
-                message.tail.broken = True  # at once: what is packed behind it must not go
-            self._loop.call_soon(self._fail, write, error)
-            self._pump_soon()
+            self._fail(write, error)
             return
         self._waiting.append(write)
         self._pump_soon()  # soon: whatever this turn of the loop still brings in goes with it
@@ -244,14 +255,23 @@ class Committer:
             self._tell_idle()
             return
         self._expect(0)
+        if self._gather and self._plain_in_flight and self._would_share():
+            return  # with those under way, as soon as they are answered
         ready, events = self._take_ready()
         if not ready:
             self._tell_idle()
-            return
-        if events >= self.costs.break_even() * (GATHERED if self._gather else 1.0):
+        elif events >= self._batch_from():
             self._start_batch(ready)
-            return
-        self._start_few(ready)
+        else:
+            self._start_few(ready)
+
+    def _would_share(self) -> bool:
+        return len(self._waiting) + self._plain_in_flight >= self._batch_from()
+
+    def _batch_from(self) -> int:
+        """How many waiting events are a batch; now and then more than the costs say."""
+        tried = self._batches_in_a_row >= TRIED_EVERY
+        return Costs.BREAK_EVEN_MAX + 1 if tried else self.costs.break_even()
 
     def _take_ready(self) -> tuple[list[Write], int]:
         """Takes the oldest writes that one batch can hold; returns them and their events' number.
@@ -309,12 +329,13 @@ class Committer:
             elif len(write.messages) > 1 or not joining.isdisjoint(tails):
                 together.append(write)
                 joining |= tails
-            elif self._plain_in_flight >= self.costs.break_even():
+            elif self._plain_in_flight >= self._batch_from():
                 left.append(write)
                 held |= tails
             else:
                 write.messages[0].tail.in_flight = True
                 self._plain_in_flight += 1
+                self._batches_in_a_row = 0
                 self._start(self._commit_plain(write))
         self._waiting.extendleft(reversed(left))
         if together:
@@ -325,7 +346,10 @@ class Committer:
             for message in write.messages:
                 message.tail.in_flight = True
         self._batch_in_flight = True
-        self._start(self._commit_batch(writes))
+        self._batches_in_a_row += 1
+        self._plain_answered_at = 0.0
+        self._start(self._commit_batch(writes, self._waited_since or time.monotonic()))
+        self._waited_since = 0.0
 
     def _start(self, commit: Coroutine[None, None, None]) -> None:
         task = self._loop.create_task(commit)
@@ -338,16 +362,23 @@ class Committer:
         alone = self._plain_in_flight == 1 and not self._batch_in_flight
         started = time.monotonic()
         await self._settle([write], self._publish_one)
-        alone = alone and self._plain_in_flight == 1 and not self._batch_in_flight
         self._plain_in_flight -= 1
         self.counters.plain += 1
-        if alone and write.error is None:
-            self.costs.saw_alone(time.monotonic() - started)
+        self._saw_plain(started, alone=alone, stored=write.error is None)
         self._pump_soon()
 
-    async def _commit_batch(self, writes: list[Write]) -> None:
+    def _saw_plain(self, started: float, *, alone: bool, stored: bool) -> None:
+        now = time.monotonic()
+        if stored and not self._batch_in_flight:
+            if self._plain_answered_at:
+                self.costs.saw_next(now - self._plain_answered_at)
+            elif alone and not self._plain_in_flight:
+                self.costs.saw_alone(now - started)
+        followed = self._plain_in_flight and stored and not self._batch_in_flight
+        self._plain_answered_at = now if followed else 0.0
+
+    async def _commit_batch(self, writes: list[Write], started: float) -> None:
         events = sum(len(write.messages) for write in writes)
-        started = time.monotonic()
         await self._settle(writes, self._publish_batch)
         self._batch_in_flight = False
         self.counters.batches += 1
@@ -356,7 +387,8 @@ class Committer:
             self.costs.saw_batch(time.monotonic() - started, events)
         if self._gather and len(writes) > 1:
             self._expect(len(self._waiting) + len(writes))
-        self._pump_soon()
+            self._waited_since = time.monotonic()
+        self._pump()  # at once: what has gathered is on its way before anyone is told
 
     async def _settle(self, group: list[Write], publish: Publish) -> None:
         """Sends a group until it is known what became of it; every write in it ends up done, or
@@ -599,10 +631,24 @@ class Committer:
         self._done(write)
 
     def _done(self, write: Write) -> None:
-        try:
-            write.on_done(write)
-        except Exception:
-            log.exception("the callback of a write failed")
+        self._untold.append(write)
+        if not self._telling:
+            self._telling = True
+            self._loop.call_soon(self._tell)
+
+    def _tell(self) -> None:
+        """Tells some of those whose writes are done, in order; the loop has other work between."""
+        for _ in range(min(TOLD_AT_ONCE, len(self._untold))):
+            write = self._untold.popleft()
+            try:
+                write.on_done(write)
+            except Exception:
+                log.exception("the callback of a write failed")
+        if self._untold:
+            self._loop.call_soon(self._tell)
+        else:
+            self._telling = False
+            self._tell_idle()
 
     def _expect(self, writes: int) -> None:
         """Lets the next batch wait, for a moment, until so many writes wait; 0: not any longer."""
@@ -615,6 +661,7 @@ class Committer:
 
     def _expect_no_more(self) -> None:
         self._expect(0)
+        self._waited_since = 0.0  # in vain: no part of what a batch costs
         self._pump_soon()
 
     def _pump_soon(self) -> None:
@@ -623,7 +670,8 @@ class Committer:
             self._loop.call_soon(self._pump)
 
     def _tell_idle(self) -> None:
-        if not self._waiting and not self._plain_in_flight and not self._batch_in_flight:
+        busy = self._waiting or self._untold or self._plain_in_flight or self._batch_in_flight
+        if not busy:
             self._idle.set()
 
 

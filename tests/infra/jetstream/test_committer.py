@@ -276,7 +276,7 @@ def test_whatever_was_measured_the_break_even_stays_sensible(
 def test_the_cheaper_way_is_learned() -> None:
     slow_disk, fast_batches = Costs(), Costs()
     for _ in range(200):
-        slow_disk.saw_alone(0.0005)
+        slow_disk.saw_next(0.0003)
         slow_disk.saw_batch(0.03, 10)
         fast_batches.saw_alone(0.005)
         fast_batches.saw_batch(0.001, 10)
