@@ -238,6 +238,10 @@ class ConversationView:
         """Returns the window's messages, oldest first: the last `limit`, or all for None."""
         return self.window.messages(limit) if self.shows_messages else []
 
+    def messages_json(self) -> bytes:
+        """Returns all of the window's messages as a JSON array."""
+        return self.window.to_json() if self.shows_messages else b"[]"
+
     def usage(self) -> dict[str, Any]:
         """Returns {"usage", "lifetime"}, each {prompt, completion, total}."""
         return {"usage": self.totals.since_reset(), "lifetime": self.totals.lifetime()}

@@ -16,8 +16,8 @@ from .messages import Beginning, Change, Message, changed, message_view, redacte
 __all__ = ["Window", "message_view"]
 
 # Roughly what a message takes in memory beside its texts, in CPython on 64 bits, and what a value
-# read from JSON takes for each byte of it.
-_MESSAGE_BYTES: Final = 700
+# read from JSON takes for each byte of it. Once somebody has read it, its JSON is there as well.
+_MESSAGE_BYTES: Final = 900
 _BYTES_PER_JSON_BYTE: Final = 4
 
 
@@ -26,7 +26,7 @@ def _weight(message: Message) -> int:
     weight = _MESSAGE_BYTES
     content = message["content"]
     if isinstance(content, str):
-        weight += len(content) if content.isascii() else 2 * len(content)
+        weight += 2 * len(content) if content.isascii() else 4 * len(content)
     elif content is not None:
         weight += _BYTES_PER_JSON_BYTE * len(to_json(content))
     if message["metadata"]:
@@ -42,13 +42,14 @@ class Window:
     `size_bytes` is roughly what they take in memory, kept with every event.
     """
 
-    __slots__ = ("_messages", "_weights", "size", "size_bytes")
+    __slots__ = ("_json", "_messages", "_weights", "size", "size_bytes")
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.size_bytes = 0
         self._messages: deque[Message] = deque()
         self._weights: deque[int] = deque()
+        self._json: bytes | None = None  # of the messages, from one reading to the next change
 
     def apply(self, event: ConversationEvent) -> None:
         """Takes the event in; one that is about no message and no reset changes nothing."""
@@ -64,6 +65,7 @@ class Window:
         self._messages.clear()
         self._weights.clear()
         self.size_bytes = 0
+        self._json = None
 
     def hide(self, redactions: Mapping[str, int]) -> None:
         """Redacts the messages that are redacted at a version (message_id → version) behind."""
@@ -89,6 +91,7 @@ class Window:
         self.size_bytes += weight - self._weights[index]
         self._messages[index] = message
         self._weights[index] = weight
+        self._json = None
 
     def _push(self, message: Message) -> None:
         weight = _weight(message)
@@ -98,12 +101,19 @@ class Window:
         if len(self._messages) > self.size:
             self._messages.popleft()
             self.size_bytes -= self._weights.popleft()
+        self._json = None
 
     def messages(self, limit: int | None = None) -> list[Message]:
         """Returns the last `limit` messages, all of them for None; not to be changed."""
         if limit is None or limit >= len(self._messages):
             return list(self._messages)
         return list(islice(self._messages, len(self._messages) - limit, None))
+
+    def to_json(self) -> bytes:
+        """Returns all messages as a JSON array; made once for any number of readers."""
+        if self._json is None:
+            self._json = to_json(list(self._messages))
+        return self._json
 
     def to_state(self) -> list[Message]:
         """Returns the messages, for `from_state`."""

@@ -69,9 +69,9 @@ class Outbox:
         """The largest reply body that the server lets through."""
         return self._nc.max_payload - 4_096
 
-    def reply(self, request: Request, body: Mapping[str, Any]) -> None:
-        """Answers a request with a JSON object."""
-        self.send(request, to_json(body))
+    def reply(self, request: Request, body: Mapping[str, Any] | bytes) -> None:
+        """Answers a request with a JSON object, or with the bytes of one."""
+        self.send(request, body if isinstance(body, bytes) else to_json(body))
 
     def refuse(self, request: Request, error: Exception | Refusal) -> None:
         """Answers a request with the contract's error and the headers of NATS micro services."""
@@ -128,7 +128,7 @@ class Answering:
     """Answers requests, each in a task of its own: `answer` gives a reply's body, or raises."""
 
     def __init__(
-        self, outbox: Outbox, answer: Callable[[Request], Awaitable[Mapping[str, Any]]]
+        self, outbox: Outbox, answer: Callable[[Request], Awaitable[Mapping[str, Any] | bytes]]
     ) -> None:
         self._outbox = outbox
         self._body_for = answer

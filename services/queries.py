@@ -14,7 +14,7 @@ from nats.aio.client import Client
 from nats.micro.request import Request
 from nats.micro.service import Service
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from domain.commands import parse_as
 from domain.errors import ConversationNotInitialized, InvalidRequest
@@ -112,6 +112,10 @@ class Asked:
         self.user_id = user_id
 
 
+Show = Callable[[Asked], Awaitable[dict[str, Any] | bytes]]
+"""Makes the body of an answer, as an object or as its JSON."""
+
+
 class QueryService(Answering):
     """Answers queries out of one `Conversations`."""
 
@@ -122,7 +126,7 @@ class QueryService(Answering):
         self._fence = fence
         self._store = conversations.store
         super().__init__(outbox, self._answer)
-        self._views: dict[str, tuple[type[Query], Callable[[Asked], Awaitable[dict[str, Any]]]]] = {
+        self._views: dict[str, tuple[type[Query], Show]] = {
             "messages": (MessagesQuery, self._messages),
             "usage": (UsageQuery, self._usage),
             "state": (StateQuery, self._state),
@@ -139,15 +143,13 @@ class QueryService(Answering):
             endpoints={"queries": (f"{PREFIX}>", self.handle)},
         )
 
-    async def _answer(self, request: Request) -> dict[str, Any]:
+    async def _answer(self, request: Request) -> dict[str, Any] | bytes:
         if self._fence is not None and not self._fence.is_passed:
             await self._fence.passed()
         asked, show = self._understand(request)
         return await show(asked)
 
-    def _understand(
-        self, request: Request
-    ) -> tuple[Asked, Callable[[Asked], Awaitable[dict[str, Any]]]]:
+    def _understand(self, request: Request) -> tuple[Asked, Show]:
         id, view = conversation_of(request.subject, PREFIX)
         if view not in self._views:
             raise InvalidRequest(
@@ -162,7 +164,7 @@ class QueryService(Answering):
 
     # -- the views -----------------------------------------------------------------------------
 
-    async def _messages(self, asked: Asked) -> dict[str, Any]:
+    async def _messages(self, asked: Asked) -> dict[str, Any] | bytes:
         query: MessagesQuery = asked.body
         size = self._conversations.window_size
         if query.limit is not None and query.limit > size:
@@ -172,9 +174,14 @@ class QueryService(Answering):
                 [{"field": "limit", "problem": f"at most {size}"}],
             )
         view = await self._view(asked)
+        fits = view.size_bytes * _JSON_PER_BYTE <= self._outbox.reply_bytes_max
+        if fits and query.limit is None:
+            # The usual question, by far: what does not change is not encoded for each reader.
+            beside = to_json(_found(view))[:-1]
+            return b'%b,"messages":%b}' % (beside, view.messages_json())
         messages = view.messages(query.limit)
         kept: Sequence[dict[str, Any]] = messages
-        if view.size_bytes * _JSON_PER_BYTE > self._outbox.reply_bytes_max:
+        if not fits:
             kept = newest_that_fit(messages, self._outbox.reply_bytes_max)
         body = _found(view, messages=kept)
         if len(kept) < len(messages):

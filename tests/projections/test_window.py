@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from freezegun import freeze_time
+from pydantic_core import from_json
 
 from domain.events import MessageAppended
 from projections.history import History, messages_of
@@ -150,6 +151,40 @@ def test_nothing_else_touches_it() -> None:
     window = window_of(append("a"), usage(), update(title="y"), init())
 
     assert contents(window.messages()) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        append("z"),
+        reply_chunk(0, "so", message_id="m-2"),
+        edit("m-1", "other"),
+        redact("m-1"),
+        reset(),
+        usage(),
+    ],
+)
+def test_its_json_is_that_of_its_messages_whatever_was_read_before(change: Request) -> None:
+    # given a window that somebody has read
+    said = [append("y", message_id="m-1"), reply_start(message_id="m-2")]
+    before = len(given(init(title="x"), *said).events)
+    events = through_storage(given(init(title="x"), *said, change).events)
+    window = Window(3)
+    for event in events[:before]:
+        window.apply(event)
+    assert from_json(window.to_json()) == window.messages()
+    # when something happens
+    for event in events[before:]:
+        window.apply(event)
+    # then the next reader sees it
+    assert from_json(window.to_json()) == window.messages()
+
+
+def test_a_hidden_message_is_hidden_from_who_reads_json_too() -> None:
+    window = window_of(append("secret", message_id="m-1"))
+    assert b"secret" in window.to_json()
+    window.hide({"m-1": 99})
+    assert b"secret" not in window.to_json()
 
 
 def test_the_list_it_gives_is_the_readers_own() -> None:
