@@ -8,11 +8,9 @@ away at any time.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib.resources
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +30,7 @@ from projections.analytics.view import AnalyticsView, DuckDBDatastore, Quack, Re
 from services import sql
 from services.endpoint import VERSION, Outbox
 from services.errors import Refusal
+from services.freshness import Freshness, NotTakenInYet
 from services.projector import Following, Projector, Taken, heads
 from services.tasks import ended
 
@@ -46,8 +45,8 @@ EXCHANGE_WITHIN_S: Final = 5.0
 OPEN_WITHIN_S: Final = 20.0
 """How long a predecessor may take to let go of the file."""
 
-
-CONVERSATIONS_CACHED: Final = 50_000
+CONVERSATIONS_CACHED: Final = 30_000
+"""In each of two generations."""
 
 
 class AnalyticsUnavailable(StoreUnavailable):
@@ -68,7 +67,8 @@ class AnalyticsTarget:
 
     def __init__(self, view: AnalyticsView) -> None:
         self._view = view
-        self._conversations: OrderedDict[str, ConversationRow] = OrderedDict()
+        self._recent: dict[str, ConversationRow] = {}
+        self._before: dict[str, ConversationRow] = {}
 
     def positions(self) -> dict[str, int]:
         """The sequence of the last event in the tables, by stream."""
@@ -89,22 +89,25 @@ class AnalyticsTarget:
 
     def forget(self) -> None:
         """Drops the rows in memory."""
-        self._conversations.clear()
+        self._recent, self._before = {}, {}
 
     def _known(self, keys: set[str]) -> dict[str, ConversationRow]:
-        """The rows of these conversations: from memory, else from the tables, else new ones."""
-        cache = self._conversations
-        missing = [key for key in keys if key not in cache]
-        found = self._view.conversations(map(ConversationId.from_key, missing))
-        for key in missing:
-            cache[key] = found.get(key) or new_conversation(key)
-        known = {}
-        for key in keys:
-            cache.move_to_end(key)
-            known[key] = cache[key]
-        while len(cache) > max(CONVERSATIONS_CACHED, len(keys)):
-            cache.popitem(last=False)
-        return known
+        """The rows of these conversations: from memory, else from the tables, else new ones.
+
+        What was not asked for lately goes: rows are kept in two generations, and the older one is
+        dropped when the younger is full.
+        """
+        if len(self._recent) > CONVERSATIONS_CACHED:
+            self._recent, self._before = {}, self._recent
+        recent, before = self._recent, self._before
+        missing = keys - recent.keys()
+        for key in missing & before.keys():
+            recent[key] = before.pop(key)
+        unknown = missing - recent.keys()
+        found = self._view.conversations(map(ConversationId.from_key, unknown))
+        for key in unknown:
+            recent[key] = found.get(key) or new_conversation(key)
+        return recent
 
 
 class Tables:
@@ -138,12 +141,12 @@ class AnalyticsService:
         self._outbox = outbox
         self._nc: Client | None = None
         self._loop = asyncio.get_running_loop()
-        self._progressed = asyncio.Event()
+        self._freshness: Freshness | None = None
         self._rebuilding: asyncio.Task[None] | None = None
         self._sql = sql.SqlService(
             outbox,
             partition_of=self._partition_of,
-            reached=self.reached,
+            include=self._include,
             memory_bytes=int(settings.analytics_memory),
         )
 
@@ -153,6 +156,7 @@ class AnalyticsService:
         Raises AnalyticsUnavailable when another process has the file, or it cannot be used.
         """
         self._nc = following
+        self._freshness = Freshness("the tables", following, self.topology, self._positions)
         try:
             self.tables = await self.follow(await self._opened())
         except BaseException:
@@ -202,30 +206,29 @@ class AnalyticsService:
         return Tables(view, projector, following)
 
     async def reached(self, seq: int, within_s: float) -> bool:
-        """Waits until the tables have every event up to `seq`, in each partition that has it."""
-        assert self._nc is not None, "start() comes first"
-        there = await heads(self._nc, self.topology)
-        wanted = {partition: min(seq, head) for partition, head in there.items()}
+        """Waits until the tables have the event `seq`, whatever its partition; whether they do."""
         try:
-            async with asyncio.timeout(within_s):
-                while not self._has(wanted):
-                    await self._progressed.wait()
-        except TimeoutError:
+            await self._fresh.include(seq, within_s)
+        except NotTakenInYet:
             return False
-        return seq <= max(there.values())
+        return True
 
-    def _has(self, wanted: dict[int, int]) -> bool:
-        if self.tables is None:
-            return False
-        positions = self.tables.projector.progress.positions
-        return all(positions[partition] >= seq for partition, seq in wanted.items())
+    async def _include(self, seq: int) -> None:
+        await self._fresh.include(seq)
+
+    @property
+    def _fresh(self) -> Freshness:
+        assert self._freshness is not None, "start() comes first"
+        return self._freshness
+
+    def _positions(self) -> dict[int, int]:
+        return {} if self.tables is None else self.tables.projector.progress.positions
 
     # -- building anew -------------------------------------------------------------------------
 
     async def progressed(self) -> None:
         """Returns at the next progress of any projector here, or after a quarter of a second."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._progressed.wait(), 0.25)
+        await self._fresh.change(0.25)
 
     async def resume(self) -> None:
         """Follows the ledger again into the tables that were paused."""
@@ -354,5 +357,4 @@ class AnalyticsService:
     def _pulse(self, followings: list[Following]) -> None:
         for following in followings:
             following.wake()
-        self._progressed.set()
-        self._progressed = asyncio.Event()
+        self._fresh.changed()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -36,8 +35,9 @@ from projections.directory.entry import microseconds
 from projections.directory.listing import BadCursor, Cursor
 from projections.directory.view import Arrived, DirectoryDatastore, DirectoryView, OtherFormat
 from services.endpoint import MIN_SEQ, VERSION, Answering, Outbox, header_number
+from services.freshness import Freshness
 from services.paging import oldest_that_fit
-from services.projector import Following, Projector, Taken, heads
+from services.projector import Following, Projector, Taken
 
 log = logging.getLogger(__name__)
 
@@ -51,22 +51,13 @@ SEARCH: Final = "convo.search."
 OPEN_WITHIN_S: Final = 20.0
 """How long a predecessor may take to let go of the file."""
 
-MIN_SEQ_WAIT_S: Final = 5.0
 THREADS: Final = 4
-
-SWITCH_S: Final = 0.0002
-"""How long a thread of this process may keep Python from the others. The projector's hardly ever
-waits, and an answer gives way at each of its rows: by Python's own 5 ms it would take 100."""
 
 T = TypeVar("T")
 
 
 class DirectoryUnavailable(StoreUnavailable):
     """The tables cannot be opened; the message says what to do."""
-
-
-class NotTakenInYet(StoreUnavailable):
-    """The tables do not have what the answer must include."""
 
 
 class Query(BaseModel):
@@ -142,16 +133,14 @@ class DirectoryService:
         }
         self._outbox = outbox
         self._loop = asyncio.get_running_loop()
-        self._progressed = asyncio.Event()
+        self._freshness: Freshness | None = None
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="directory")
-        self._switch_s = sys.getswitchinterval()
         self._answering = [
             ("list", f"{LIST}>", Answering(outbox, self._list)),
             ("search", f"{SEARCH}>", Answering(outbox, self._search)),
         ]
         self._lock: FileLock | None = None
         self._view: DirectoryView | None = None
-        self._nc: Client | None = None
         self._projector: Projector | None = None
         self._following: Following | None = None
 
@@ -160,11 +149,12 @@ class DirectoryService:
 
         Raises DirectoryUnavailable when another process has the file, or it cannot be used.
         """
-        self._nc = following
-        sys.setswitchinterval(SWITCH_S)
         self._lock = await self._locked()
         self._view = await asyncio.to_thread(self._opened)
         target = DirectoryTarget(self._view, self._streams, self.folder)
+        self._freshness = Freshness(
+            "the directory's tables", following, self._topology, self._positions
+        )
         self._projector = Projector(target, self._topology, changed=self._changed)
         self._following = Following(following, self._projector)
         await self._following.start()
@@ -198,7 +188,6 @@ class DirectoryService:
             await asyncio.to_thread(self._view.datastore.close)
         if self._lock is not None:
             self._lock.close()
-            sys.setswitchinterval(self._switch_s)
 
     # -- the file ------------------------------------------------------------------------------
 
@@ -298,36 +287,13 @@ class DirectoryService:
         if any(partition not in self._streams for partition in positions):
             raise _bad_cursor("it is of a ledger with other partitions")
         min_seq = header_number(request.headers or {}, MIN_SEQ)
-        if min_seq and not self._has(dict.fromkeys(self._streams, min_seq)):
-            await self._reach(await self._where(min_seq), min_seq)
-        if not self._has(positions):
-            await self._reach(positions, max(positions.values()))
+        assert self._freshness is not None, "start() comes first"
+        if min_seq:
+            await self._freshness.include(min_seq)
+        await self._freshness.reach(positions)
 
-    async def _where(self, seq: int) -> dict[int, int]:
-        """What every partition must have so that an event of this sequence is included."""
-        assert self._nc is not None, "start() comes first"
-        there = await heads(self._nc, self._topology)
-        if seq > max(there.values()):
-            raise NotTakenInYet(
-                f"the ledger has no sequence {seq} yet: check that it is from a reply of this one"
-            )
-        return {partition: min(seq, head) for partition, head in there.items()}
-
-    async def _reach(self, positions: Mapping[int, int], seq: int) -> None:
-        try:
-            async with asyncio.timeout(MIN_SEQ_WAIT_S):
-                while not self._has(positions):
-                    await self._progressed.wait()
-        except TimeoutError:
-            raise NotTakenInYet(
-                f"the directory does not have sequence {seq} yet: ask again, and look at "
-                "`convo status` when it stays so"
-            ) from None
-
-    def _has(self, positions: Mapping[int, int]) -> bool:
-        assert self._projector is not None, "start() comes first"
-        reached = self._projector.progress.positions
-        return all(reached[partition] >= seq for partition, seq in positions.items())
+    def _positions(self) -> Mapping[int, int]:
+        return {} if self._projector is None else self._projector.progress.positions
 
     def _changed(self) -> None:
         self._loop.call_soon_threadsafe(self._pulse)
@@ -335,8 +301,8 @@ class DirectoryService:
     def _pulse(self) -> None:
         if self._following is not None:
             self._following.wake()
-        self._progressed.set()
-        self._progressed = asyncio.Event()
+        assert self._freshness is not None, "start() comes first"
+        self._freshness.changed()
 
     def _stats(self, _: EndpointStats) -> dict[str, Any]:
         assert self._projector is not None, "start() comes first"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import queue
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,10 @@ log = logging.getLogger(__name__)
 BATCH_EVENTS: Final = 10_000
 BACKLOG_EVENTS_MAX: Final = 30_000
 RETRY_S: Final = 1.0
+
+SWITCH_S: Final = 0.0002
+"""How long a thread of a process with a projector may keep Python from the others. The projector's
+hardly ever waits, and an answer gives way a dozen times: by Python's own 5 ms it would take 60."""
 
 
 class State(StrEnum):
@@ -119,6 +124,7 @@ class Projector:
         self._heard = 0  # counted on the event loop alone, `_done` in the thread alone
         self._done = 0
         self._stopping = threading.Event()
+        sys.setswitchinterval(min(SWITCH_S, sys.getswitchinterval()))
         self._thread = threading.Thread(target=self._run, name="projector", daemon=True)
         self._thread.start()
 

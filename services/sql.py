@@ -36,6 +36,7 @@ from projections.analytics.sandbox import SQL_CHARS_MAX, SQLRefused
 from projections.analytics.view import DuckDBDatastore
 from services.endpoint import MIN_SEQ, Outbox, header_number
 from services.errors import Refusal, Refused
+from services.tasks import ended
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,6 @@ GRACE_S: Final = 3.0
 ROOM_BYTES: Final = 2 << 30
 """What the process may take in memory beside what DuckDB keeps to its own limit."""
 
-MIN_SEQ_WAIT_S: Final = 5.0
 WATCH_S: Final = 0.1
 RESTART_STATUS: Final = 75
 """EX_TEMPFAIL: the supervisor starts the process again."""
@@ -74,8 +74,8 @@ class SqlQuery(BaseModel):
 class SqlService:
     """Answers questions about one datastore, which may be exchanged (`datastore`).
 
-    `partition_of` gives the partition of an application name; `reached` waits until the tables
-    have a sequence, so many seconds at most, and says whether they do.
+    `partition_of` gives the partition of an application name; `include` waits until the tables
+    have the event of a sequence, and raises NotTakenInYet.
     """
 
     def __init__(
@@ -83,13 +83,13 @@ class SqlService:
         outbox: Outbox,
         *,
         partition_of: Callable[[str], int],
-        reached: Callable[[int, float], Awaitable[bool]],
+        include: Callable[[int], Awaitable[None]],
         memory_bytes: int,
     ) -> None:
         self.datastore: DuckDBDatastore | None = None
         self._outbox = outbox
         self._partition_of = partition_of
-        self._reached = reached
+        self._include = include
         self._rss_bytes_max = memory_bytes + ROOM_BYTES
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="sql")
         self._running: dict[Request, Query] = {}
@@ -119,7 +119,7 @@ class SqlService:
 
     async def close(self) -> None:
         """Ends what still runs."""
-        self._watching.cancel()
+        await ended(self._watching)
         for query in list(self._running.values()):
             query.interrupt()
         await self.idle()
@@ -133,8 +133,8 @@ class SqlService:
             min_seq = header_number(request.headers or {}, MIN_SEQ)
             if query.tenant_id is not None:
                 ConversationId.parse(query.tenant_id, "any")
-            if min_seq is not None and not await self._reached(min_seq, MIN_SEQ_WAIT_S):
-                raise Refused(_behind(min_seq))
+            if min_seq is not None:
+                await self._include(min_seq)
             answer = await self._answered(request, query)
         except Refused as refused:
             if request not in self._told:
@@ -262,16 +262,6 @@ RESTARTING: Final = Refusal(
     "ask again in a few seconds",
     retryable=True,
 )
-
-
-def _behind(seq: int) -> Refusal:
-    return Refusal(
-        "storage_unavailable",
-        503,
-        f"the tables do not have sequence {seq} yet: ask again, and look at `convo status` when it "
-        "stays so",
-        retryable=True,
-    )
 
 
 def _end_process() -> None:

@@ -1,20 +1,27 @@
-"""The analytics path measured: `python -m tests.benchmarks.analytics [EVENTS]`.
+"""The analytics path measured.
+
+    python -m tests.benchmarks.analytics [EVENTS] [--data DIR]
 
 One ledger of EVENTS events (half messages, half usage, as in a chat), then in the same run:
 
-- do-nothing: nats-py reads the stream through an ordered consumer with a callback, and through
-  pull requests with `fetch(1000)`;
+- do-nothing: nats-py reads the stream through an ordered consumer with a callback, before and after
+  the ingest, and the beginning of it through pull requests with `fetch(1000)`;
 - ingest: an empty projection catches up with the same stream;
-- lag: 2,000 events/s more, how long after each was stored it was in the tables (p50, p99);
+- lag: 2,000 events/s more, how long it takes until one just stored is in an answer (p50, p99);
 - daily usage: `FROM daily_usage` meanwhile, over NATS (p50, p99);
-- memory: the peak of the analytics process.
+- memory: the most that the analytics process took, after each part.
+
+With --data the ledger is kept in DIR, or taken from there where it has that many events: the
+filling and the measuring may then be two runs.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -25,6 +32,7 @@ from statistics import quantiles
 from typing import Any
 
 import nats
+import uvloop
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
@@ -38,6 +46,7 @@ from infra.server import EmbeddedServer
 from infra.settings import Settings
 from infra.supervision import Program, Supervisor
 from services.bootstrap import topology
+from services.projector import heads
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 1_000
@@ -46,13 +55,15 @@ TEXT = "the quick brown fox jumps over the lazy dog and so on "
 MODELS = ("gpt-4o", "claude-sonnet-4-5", "gemini-2.5-pro", "of-our-own")
 LAG_RATE = 2_000
 LAG_S = 15.0
+FETCHED = 200_000
 
 
 class Source:
     """Events as a chat makes them, over `CONVERSATIONS` conversations of 20 tenants."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, name: str) -> None:
         self._store = store
+        self._name = name
         self._mapper = ConversationMapper()
         self._tails: dict[str, Any] = {}
         self._made = 0
@@ -68,7 +79,7 @@ class Source:
 
     def _packed(self) -> Any:
         number = self._made // 2 % CONVERSATIONS
-        key = ConversationId(f"tenant-{number % 20}", f"c-{number}").key
+        key = ConversationId(f"tenant-{number % 20}", f"{self._name}-{number}").key
         tail = self._tails.get(key)
         if tail is None:
             tail = self._tails[key] = self._store.tail(key, None)
@@ -212,12 +223,19 @@ async def measure(count: int, directory: Path) -> None:
         writing = await connect(server.url, name="bench", settings=settings)
         reading = await connect(server.url, name="bench-read", settings=settings)
         store = await Store.open(topology(settings), writing=writing, reading=reading)
-        source = Source(store)
-        started = time.perf_counter()
-        await source.write(count)
-        print(f"stored            {count / (time.perf_counter() - started):>9,.0f} events/s")
-        for name, read in (("ordered consumer", ordered), ("fetch(1000)", fetching)):
-            print(f"{name:<17} {await read(server.url, count):>9,.0f} events/s, doing nothing")
+        there = (await heads(reading, store.topology))[0]
+        if there < count:
+            started = time.perf_counter()
+            await Source(store, f"c{there}").write(count - there)
+            print(f"stored            {(count - there) / (time.perf_counter() - started):>9,.0f}/s")
+        head = (await heads(reading, store.topology))[0]
+        shutil.rmtree(directory / "analytics", ignore_errors=True)
+        some = min(head, FETCHED)
+        print(
+            f"fetch(1000)       {await fetching(server.url, some):>9,.0f} events/s, doing nothing"
+        )
+        before = await ordered(server.url, head)
+        print(f"ordered consumer  {before:>9,.0f} events/s, doing nothing", flush=True)
 
         supervisor = Supervisor(directory / "status.json")
         environment = {
@@ -233,8 +251,13 @@ async def measure(count: int, directory: Path) -> None:
             nonlocal child
             child = supervisor.start(Program("analytics", argv, environment))
 
-        print(f"ingest            {await ingesting(reading, count, start):>9,.0f} events/s")
+        rate = await ingesting(reading, head, start)
         assert child is not None
+        pid = child.pid or 0
+        after = await ordered(server.url, head)
+        print(f"ingest            {rate:>9,.0f} events/s, memory {peak_mb(pid):,} MB at most")
+        print(f"ordered consumer  {after:>9,.0f} events/s, doing nothing, again")
+        print(f"                  {rate / ((before + after) / 2):>9.2f} of it", flush=True)
         used = (await ask(reading, "SELECT count(*) FROM usage"))["rows"][0][0]
         queries: list[float] = []
         lags: list[float] = []
@@ -253,11 +276,12 @@ async def measure(count: int, directory: Path) -> None:
                 assert answer["ok"], answer
                 lags.append((time.perf_counter() - began) * 1000)
 
+        source = Source(store, f"c{head}")
         await steady(source, lag)
         print(f"lag               {shown(lags)} at {LAG_RATE:,} events/s ({len(lags)} samples)")
         await steady(source, query)
         print(f"daily usage       {shown(queries)} over {used:,} usage rows while ingesting")
-        print(f"memory            {peak_mb(child.pid or 0):,} MB at most, analytics process")
+        print(f"memory            {peak_mb(pid):,} MB at most")
         await supervisor.stop(["analytics"], within=10, hurry=asyncio.Event())
         await store.close()
         await writing.close()
@@ -265,9 +289,12 @@ async def measure(count: int, directory: Path) -> None:
 
 
 def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
+    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options.add_argument("events", type=int, nargs="?", default=1_000_000, metavar="EVENTS")
+    options.add_argument("--data", type=Path, metavar="DIR", help="Keep the ledger there.")
+    given = options.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        asyncio.run(measure(count, Path(directory)))
+        uvloop.run(measure(given.events, given.data or Path(directory)))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from nats.errors import TimeoutError as NatsTimeout
 
 from infra.server import EmbeddedServer
 from infra.settings import Settings
-from services import directory as service
+from services import freshness
 from services.bootstrap import Process, running
 from services.directory import FILE, FOLDER
 from services.endpoint import Outbox
@@ -201,8 +201,8 @@ async def test_what_the_ledger_does_not_have_is_not_waited_for_without_end(
         assert (error["code"], error["retryable"]) == ("storage_unavailable", True)
 
         await ledger.do("late.c-1", "init", user_id="ada")
-        monkeypatch.setattr(service, "MIN_SEQ_WAIT_S", 0.05)
-        monkeypatch.setattr(service.DirectoryService, "_has", lambda *_: False)
+        monkeypatch.setattr(freshness, "MIN_SEQ_WAIT_S", 0.05)
+        monkeypatch.setattr(freshness.Freshness, "_have", lambda *_: False)
         error = await ledger.refused("convo.search.late", query="x", min_seq=await ledger.head())
         assert (error["code"], error["retryable"]) == ("storage_unavailable", True)
 
