@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 FORMATS: Final = ("table", "json", "csv", "arrow", "parquet")
 CELL_WIDTH: Final = 60
 CHART_WIDTH: Final = 50
+LINE_WIDTH: Final = 60
+CHART_HEIGHT: Final = 8
+_EIGHTHS: Final = " ▁▂▃▄▅▆▇█"
 NOBODY: Final = (
     "the server is there, but no service answers for analytics: start it with `convo up` or "
     "`convo serve analytics`"
@@ -42,7 +46,9 @@ ANSWER_WITHIN_S: Final = 5.0
 @click.option("--max-rows", type=click.IntRange(1), metavar="N", help="[default: 10000]")
 @click.option("--min-seq", type=click.IntRange(0), metavar="N", help="With event seq N included.")
 @click.option(
-    "--chart", is_flag=True, help="Bars: labels of the first column, numbers of the last."
+    "--chart",
+    is_flag=True,
+    help="Draw the numbers of the last column: a line where the first one is a time, else bars.",
 )
 @client_options
 def sql(
@@ -65,7 +71,7 @@ def sql(
     \b
     Example:
       convo sql "SELECT role, count(*) FROM messages GROUP BY role"
-      convo sql "FROM daily_usage" --tenant acme --chart
+      convo sql "SELECT day, sum(total_tokens) FROM daily_usage GROUP BY 1 ORDER BY 1" --chart
       convo sql "FROM usage WHERE model = ?" --params '["gpt-4o"]' --format parquet -o u.parquet
     """
     from services.cli.options import text_or_stdin
@@ -83,7 +89,8 @@ def sql(
     )
     answer = ask_sql(client, body, min_seq)
     if chart:
-        output.show(bars(json.loads(answer.data)))
+        output.show(chart_of(json.loads(answer.data)))
+        _warn_when_cut(answer, over_nats)
         return
     if wanted == "table" and file is None:
         output.show(table(json.loads(answer.data)))
@@ -332,7 +339,7 @@ def export_parquet(client: Client, *, directory: Path, tenant_id: str | None) ->
 
     \b
     Example:
-      convo export-parquet warehouse
+      convo export parquet warehouse
       convo export-parquet warehouse --tenant acme --json
     """
     if directory.exists() and any(directory.iterdir()):
@@ -351,14 +358,14 @@ class Export(NamedTuple):
     """How a table is paged: its time of the day it belongs to, and what orders its rows."""
 
     time: str
-    order: str
+    order: tuple[str, ...]
 
 
 EXPORTS: Final = {
-    "events": Export("time", "partition, seq"),
-    "messages": Export("created_at", "seq, tenant_id, conversation_id"),
-    "usage": Export("time", "seq, tenant_id, conversation_id"),
-    "conversations": Export("last_activity", "tenant_id, conversation_id"),
+    "events": Export("time", ("partition", "seq")),
+    "messages": Export("created_at", ("seq", "tenant_id", "conversation_id")),
+    "usage": Export("time", ("seq", "tenant_id", "conversation_id")),
+    "conversations": Export("last_activity", ("tenant_id", "conversation_id")),
 }
 EXPORT_ROWS: Final = 20_000
 
@@ -367,44 +374,49 @@ def _export(
     client: Client, directory: Path, export: Export, tenant_id: str | None
 ) -> Iterator[int]:
     """Writes a table, day by day and page by page; yields the rows of each file."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table_name, order = directory.name, export.order
-    day = f"CAST(date_trunc('day', {export.time}) AS DATE)"
     tenant = given(tenant_id=tenant_id)
-    days = json.loads(
-        ask_sql(
-            client,
-            {
-                "sql": f"SELECT DISTINCT {day}::VARCHAR AS day FROM {table_name} ORDER BY day",  # noqa: S608 (our names)
-                "max_rows": 1_000_000,
-                **tenant,
-            },
-        ).data
-    )["rows"]
-    for (text,) in days:
-        folder = directory / f"day={text}"
+    sql = (
+        f"SELECT DISTINCT CAST({export.time} AS DATE)::VARCHAR AS day "  # noqa: S608 (our names)
+        f"FROM {directory.name} WHERE {export.time} IS NOT NULL ORDER BY day"
+    )
+    days = json.loads(ask_sql(client, {"sql": sql, "max_rows": 1_000_000, **tenant}).data)["rows"]
+    for (day,) in days:
+        folder = directory / f"day={day}"
         folder.mkdir(parents=True)
-        number, after = 0, 0
-        while True:
-            answer = ask_sql(
-                client,
-                {
-                    "sql": f"SELECT * FROM {table_name} WHERE {day}::VARCHAR = ? "  # noqa: S608 (our names)
-                    f"ORDER BY {order} LIMIT {EXPORT_ROWS} OFFSET ?",
-                    "params": [text, after],
-                    "max_rows": EXPORT_ROWS,
-                    "format": "arrow",
-                    **tenant,
-                },
-            )
-            page = pa.ipc.open_stream(answer.data).read_all()
-            if not page.num_rows:
-                break
+        for number, page in enumerate(_pages(client, directory.name, export, day, tenant)):
             pq.write_table(page, folder / f"{number}.parquet")
             yield page.num_rows
-            number, after = number + 1, after + page.num_rows
+
+
+def _pages(
+    client: Client, table_name: str, export: Export, day: str, tenant: dict[str, Any]
+) -> Iterator[Any]:
+    """The rows of one day as Arrow tables, each behind the last row of the one before."""
+    import pyarrow as pa
+
+    order = ", ".join(export.order)
+    behind: list[Any] = []
+    while True:
+        where = f" AND ({order}) > ({', '.join('?' * len(behind))})" if behind else ""
+        answer = ask_sql(
+            client,
+            {
+                "sql": f"SELECT * FROM {table_name} WHERE {export.time} >= ?::TIMESTAMP "  # noqa: S608 (our names)
+                f"AND {export.time} < ?::TIMESTAMP + INTERVAL 1 DAY{where} "
+                f"ORDER BY {order} LIMIT {EXPORT_ROWS}",
+                "params": [day, day, *behind],
+                "max_rows": EXPORT_ROWS,
+                "format": "arrow",
+                **tenant,
+            },
+        )
+        page = pa.ipc.open_stream(answer.data).read_all()
+        if not page.num_rows:
+            return
+        yield page
+        behind = [page[name][-1].as_py() for name in export.order]
 
 
 # -- for a person ---------------------------------------------------------------------------------
@@ -458,15 +470,47 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def bars(reply: dict[str, Any]) -> Iterator[str]:
-    """A bar for each row: its label is the first column, its length the last."""
+def chart_of(reply: dict[str, Any]) -> Iterator[str]:
+    """A line over the rows where the first column is a time, else a bar for each row; labelled by
+    the first column, of the numbers of the last."""
     points = [
         (_cell(row[0]), number) for row in reply["rows"] if (number := _number(row[-1])) is not None
     ]
-    if not points or len(reply["columns"]) < 2:
+    columns = reply["columns"]
+    if not points or len(columns) < 2:
         raise CommandFailed("a chart needs rows whose last column is a number, behind a label")
+    if columns[0]["type"].startswith(("DATE", "TIMESTAMP")) and len(points) > 1:
+        return line(points)
+    return bars(points)
+
+
+def bars(points: Sequence[tuple[str, float]]) -> Iterator[str]:
+    """A bar for each point."""
     width = max(len(label) for label, _ in points)
     largest = max(abs(number) for _, number in points) or 1.0
     for label, number in points:
         length = round(abs(number) / largest * CHART_WIDTH)
         yield f"{label:<{width}}  {'█' * length or '▏'} {number:,.10g}"
+
+
+def line(points: Sequence[tuple[str, float]]) -> Iterator[str]:
+    """The points in the order of the rows, `CHART_HEIGHT` rows high. More of them than
+    `LINE_WIDTH` are shown by the means of as many neighbours as it takes."""
+    count, width = len(points), min(len(points), LINE_WIDTH)
+    edges = [place * count // width for place in range(width + 1)]
+    means = [
+        sum(number for _, number in points[start:end]) / (end - start)
+        for start, end in pairwise(edges)
+    ]
+    low, high = min(0.0, *means), max(0.0, *means)
+    span = (high - low) or 1.0
+    levels = [round((mean - low) / span * CHART_HEIGHT * (len(_EIGHTHS) - 1)) for mean in means]
+    labels = [f"{high:,.6g}", *[""] * (CHART_HEIGHT - 2), f"{low:,.6g}"]
+    margin = max(map(len, labels))
+    each = max(1, LINE_WIDTH // width)
+    for label, row in zip(labels, reversed(range(CHART_HEIGHT)), strict=True):
+        full = len(_EIGHTHS) - 1
+        cells = (_EIGHTHS[min(full, max(0, level - row * full))] * each for level in levels)
+        yield f"{label:>{margin}} ┤{''.join(cells).rstrip()}"
+    first, last = points[0][0], points[-1][0]
+    yield f"{'':>{margin}}  {first}{last:>{max(len(last) + 1, each * width - len(first))}}"

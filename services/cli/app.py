@@ -38,6 +38,14 @@ class OneLineOnFailure(click.Group):
         del ctx
         return list(self.commands)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the arguments name; `export parquet DIR` is `export-parquet DIR`."""
+        if args[:2] == ["export", "parquet"] and len(args) > 2 and not args[2].startswith("-"):
+            args = ["export-parquet", *args[2:]]
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; a connection that breaks is a failure (click takes it for `| head`)."""
         try:

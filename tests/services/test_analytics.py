@@ -259,6 +259,25 @@ async def test_a_file_that_another_process_has_is_one_clear_error(
     assert "Traceback" not in ended.stderr
 
 
+async def test_a_file_of_an_older_schema_that_cannot_be_mended_is_built_anew(
+    ledger: Ledger, nats_server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with analytics(nats_server, tmp_path):
+        seq = await life(ledger, "older")
+        await ledger.rows("SELECT 1", min_seq=seq)
+    datastore = DuckDBDatastore(tmp_path / FILE)
+    datastore.cursor().execute("DELETE FROM schema_migrations WHERE number > 1")
+    datastore.cursor().execute("DELETE FROM messages")
+    datastore.close()
+
+    async with analytics(nats_server, tmp_path):
+        said = "SELECT count(*) FROM messages WHERE conversation_id = 'older'"
+        assert await ledger.rows(said, min_seq=seq) == [[3]]
+        assert (await ledger.stats())["state"] == "following"
+    kept = [path.suffix for path in (tmp_path / FILE).parent.iterdir() if path.name != FILE.name]
+    assert kept == [".old"]
+
+
 async def rebuilt(ledger: Ledger, *, verify: bool, **only: str) -> JSON:
     """The result of a rebuild, behind its progress."""
     inbox = ledger.nats.new_inbox()

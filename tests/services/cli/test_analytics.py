@@ -67,6 +67,20 @@ def test_bars(convo: Convo, seq: str) -> None:
     assert lines == ["Hello      " + "█" * 28 + " 5", "two lines  " + "█" * 50 + " 9"]
 
 
+def test_a_line_over_time(convo: Convo, seq: str) -> None:
+    over_days = (
+        "SELECT DATE '2026-11-01' + n::INT AS day, n FROM range(9) AS r(n) WHERE n <> 4 ORDER BY 1"
+    )
+
+    *rows, axis = convo("sql", over_days, "--chart").stdout.splitlines()
+
+    assert len(rows) == 8
+    assert rows[0] == "8 ┤" + " " * 49 + "█" * 7
+    assert rows[-1] == "0 ┤" + " " * 7 + "█" * 49
+    assert axis.split() == ["2026-11-01", "2026-11-09"]
+    assert "behind a label" in complaint(convo("sql", "SELECT 'a', 'b'", "--chart"), 1)
+
+
 @pytest.mark.parametrize(
     ("statement", "said"),
     [
@@ -110,7 +124,9 @@ def test_tables_as_parquet_by_day(convo: Convo, seq: str, tmp_path: Path) -> Non
         asked = convo("sql", f"SELECT count(*) FROM {name}", "--tenant", "acme", "--json")
         assert json.loads(asked.stdout)["rows"] == [[count]]
     assert counted["messages"] == 2
-    assert "not empty" in complaint(convo("export-parquet", "out"), 1)
+    assert "not empty" in complaint(convo("export", "parquet", "out"), 1)
+    convo("export", "parquet", "again", "--tenant", "acme")
+    assert (tmp_path / "again" / "messages").is_dir()
 
 
 def test_a_report_is_one_page_that_needs_nothing_else(
