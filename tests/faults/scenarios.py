@@ -21,6 +21,7 @@ from tests.faults import (
     pauses,
     power,
     replicas,
+    virtual,
 )
 from tests.faults.result import Result
 
@@ -44,6 +45,7 @@ class Scenario(NamedTuple):
 
 
 SCENARIOS = {
+    "seeds": Scenario(virtual.run, 10_000, 0),
     "kills": Scenario(kills.run, 100, 4),
     "comebacks": Scenario(comebacks.run, 10, 0),
     "power cuts": Scenario(power.run, 50, 2, disk.why_not),
