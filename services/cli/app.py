@@ -20,7 +20,7 @@ from services.cli.evidence import check_proof, export, notary, prove
 from services.cli.importing import import_
 from services.cli.keys import keys
 from services.cli.life import close, edit, erase, redact, reopen, reply
-from services.cli.operations import doctor, serve, status, up
+from services.cli.operations import bench, doctor, serve, status, up
 from services.cli.safekeeping import backup, fence, restore, scrub
 from services.cli.tailing import tail
 from services.cli.views import events, history, messages, state, usage_totals
@@ -223,5 +223,6 @@ for _command in (
     scrub,
     status,
     doctor,
+    bench,
 ):
     convo.add_command(_command)

@@ -160,3 +160,52 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
         asyncio.run(work)
     else:
         uvloop.run(work)
+
+
+@click.command()
+@click.option(
+    "--writers",
+    type=click.IntRange(min=1, max=4096),
+    multiple=True,
+    metavar="N",
+    help="How many at once; may be given several times. [default: 1, 16, 256]",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True, max=600),
+    default=2.0,
+    show_default=True,
+    help="How long each measurement takes.",
+)
+@click.option(
+    "--tenant",
+    "tenant_id",
+    default="bench",
+    show_default=True,
+    help="Whose conversations are written; they stay.",
+)
+@client_options
+def bench(client: Client, *, writers: tuple[int, ...], seconds: float, tenant_id: str) -> None:
+    """Measure appends and reads on the ledger that is running.
+
+    Each writer appends to a conversation of its own, and waits for each answer; then each reads its
+    recent window. All of it goes over one connection of this process, which takes a processor of
+    its own at high rates: it is a figure of what a client sees, not of what the ledger can do.
+
+    \b
+    Example:
+      convo bench
+      convo bench --writers 64 --seconds 10 --json
+    """
+    from services.cli.benching import as_json, measure
+    from services.cli.requests import settings_of
+
+    figures = asyncio.run(
+        measure(
+            settings_of(client.nats), tenant_id, writers or (1, 16, 256), seconds, client.timeout_s
+        )
+    )
+    if client.as_json:
+        output.show_json(as_json(figures))
+    else:
+        output.show(figure.line() for figure in figures)

@@ -52,8 +52,9 @@ CONTRACT = [
     "scrub",
     "status",
     "doctor",
+    "bench",
 ]
-"""Contract section 7, as far as it is built; `update` and `events` come with the same verbs."""
+"""Contract section 7; `update` and `events` come with the same verbs."""
 
 OFFLINE = ("check-proof", "notary", "keys")
 """Commands that need no server, so they take none."""

@@ -176,3 +176,26 @@ async def test_doctor_names_the_promises_that_a_stream_breaks(nats_client: Clien
     assert check.verdict == "FAIL"
     assert "allow_atomic: is not set, has to be true" in check.text
     await nats_client.request("$JS.API.STREAM.DELETE.CONVO-EVENTS-1")
+
+
+# -- bench --------------------------------------------------------------------------------------
+
+
+def test_bench_measures_the_running_ledger_and_leaves_what_it_wrote(
+    convo: Convo, ledger: str
+) -> None:
+    found = answer(convo("bench", "--writers", 2, "--seconds", 0.2, "--json"))
+
+    appends, reads = found["figures"]
+    assert (appends["operation"], reads["operation"]) == ("append", "messages")
+    assert all(
+        each["per_s"] > 0 and each["p99_ms"] >= each["p50_ms"] > 0 for each in (appends, reads)
+    )
+    listed = answer(convo("list", "--tenant", "bench", "--json"))["conversations"]
+    assert sum(each["message_count"] for each in listed) == appends["requests"]
+
+
+def test_bench_says_one_line_where_nobody_answers(convo: Convo, other_program: int) -> None:
+    result = convo("bench", "--nats", f"nats://127.0.0.1:{other_program}")
+
+    assert f"127.0.0.1:{other_program}" in complaint(result, 1)
