@@ -259,7 +259,7 @@ class EmbeddedServer:
             max_payload=MAX_PAYLOAD,
             log_file=_quoted(self.log_file),
             store=_quoted(self.data_dir / "nats" / "jetstream"),
-            max_file_store=self._max_file_store(),
+            max_file_store=self.max_file_store,
             sync=sync,
         )
         if self._peering:
@@ -275,7 +275,8 @@ class EmbeddedServer:
             raise DataDirUnusable(self.data_dir, error) from None
         return path
 
-    def _max_file_store(self) -> int:
+    @property
+    def max_file_store(self) -> int:
         """Bytes the store may grow to. Settled at the first start and kept: the streams are made to
         fit it, and a later start that found less room would find them too large."""
         kept = self.data_dir / "nats" / "max_file_store"

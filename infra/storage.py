@@ -81,7 +81,10 @@ class StorageWatch:
     async def run(self) -> None:
         """Watches for ever."""
         while True:
-            await self.look()
+            try:
+                await self.look()
+            except OSError as error:
+                log.warning("%s cannot be looked at: %s", self._server.data_dir, error.strerror)
             await asyncio.sleep(LOOK_S)
 
     async def look(self) -> None:

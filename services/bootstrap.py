@@ -13,7 +13,7 @@ import gc
 import logging
 import signal
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nats.aio.client import Client
 
@@ -128,8 +128,7 @@ async def running(
         reading = await connect(url, name=f"{name}-read", settings=settings, kind=LeanClient)
         stack.push_async_callback(reading.close)
         ledger = topology(settings)
-        names = [ledger.stream_name(partition) for partition in range(ledger.partitions)]
-        fence = Fence(reading, settings.data_dir / FENCE, names)
+        fence = Fence(reading, settings.data_dir / FENCE, ledger.events_configs())
         store = await _open(ledger, fence, writing, reading)
         await fence.start()
         stack.push_async_callback(fence.close)
@@ -199,14 +198,17 @@ async def _open(topology: Topology, fence: Fence, writing: Client, reading: Clie
 
 async def serve(settings: Settings, services: Sequence[str], *, url: str) -> None:
     """Runs the named services until SIGINT or SIGTERM, then drains. Raises as `running` does, and
-    LedgerWentBack when the ledger goes back in time meanwhile."""
+    LedgerWentBack or StreamMismatch when that comes to be true meanwhile."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop.set)
     async with contextlib.AsyncExitStack() as stack:
+        stopped = asyncio.ensure_future(stop.wait())
+        ends: set[asyncio.Future[Any]] = {stopped}
         if of_the_store := [each for each in services if each not in CLIENTS]:
-            await stack.enter_async_context(running(settings, of_the_store, url=url))
+            process = await stack.enter_async_context(running(settings, of_the_store, url=url))
+            ends.add(process.fence.broken)
         if "gateway" in services:
             from services.gateway.serving import running as gateway  # noqa: PLC0415 (FastAPI)
 
@@ -217,7 +219,11 @@ async def serve(settings: Settings, services: Sequence[str], *, url: str) -> Non
             await stack.enter_async_context(responder(settings, url=url))
         log.info("serving %s", ", ".join(services))
         _tune_garbage_collection()
-        await stop.wait()
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        for end in ends - {stopped}:
+            if end.done():
+                raise end.result()
         log.info("stopping: answering what was accepted")
 
 

@@ -19,8 +19,9 @@ from nats.errors import Error as NatsError
 
 import services
 from infra.connection import ConnectionRefused, connect
-from infra.jetstream.errors import NATS_FAILURES, StoreUnavailable
+from infra.jetstream.errors import NATS_FAILURES, StoreUnavailable, StreamMismatch
 from infra.jetstream.fence import Fence, LedgerWentBack
+from infra.jetstream.topology import ensure, limit_bytes
 from infra.lock import DataDirInUse, DataDirUnusable, own
 from infra.server import EmbeddedServer, ServerFailed
 from infra.settings import Settings, variable, without_password
@@ -45,6 +46,12 @@ BESIDE = {
 ANSWERING = ("convo-commands", "convo-queries")
 """The micro services that must answer a ping before the ledger counts as ready."""
 
+EVENTS_SHARE = 0.85
+"""Of the embedded server's store, for events, in equal parts to the partitions."""
+
+SNAPSHOTS_SHARE = 0.1
+"""For snapshots, the oldest of which go when there are too many; the rest is the notary's."""
+
 READY_TIMEOUT_S = 60.0
 DRAIN_TIMEOUT_S = 35.0
 """Longer than the longest a command may take (30 s)."""
@@ -64,6 +71,7 @@ _CANNOT_START = (
     LedgerWentBack,
     NotReady,
     ServerFailed,
+    StreamMismatch,
 )
 
 
@@ -163,6 +171,7 @@ class Ledger:
             self._watching = asyncio.get_running_loop().create_task(watching)
         try:
             await self._not_gone_back(client)
+            await self._bound(client)
             self.supervisor.facts = {
                 "url": without_password(url),
                 "data_dir": str(self.settings.data_dir.absolute()),
@@ -214,7 +223,10 @@ class Ledger:
 
     async def _watch(self, server: EmbeddedServer) -> None:
         """Looks after the server's store, and says how it is: on NATS, and in the status file."""
-        client = await connect(server.url, name="convo-up-watch", settings=self.settings)
+        client = None
+        while client is None:
+            with contextlib.suppress(ConnectionRefused):  # it is being started once more
+                client = await connect(server.url, name="convo-up-watch", settings=self.settings)
 
         async def tell(storage: Storage) -> None:
             told = {"state": str(storage.state), "reason": storage.reason}
@@ -235,9 +247,26 @@ class Ledger:
         A store that does not answer yet is left to the services, which look again themselves.
         """
         ledger = topology(self.settings)
-        streams = [ledger.stream_name(partition) for partition in range(ledger.partitions)]
         with contextlib.suppress(StoreUnavailable):
-            await Fence(client, self.settings.data_dir / FENCE, streams).check()
+            await Fence(client, self.settings.data_dir / FENCE, ledger.events_configs()).check()
+
+    async def _bound(self, client: Client) -> None:
+        """Makes the embedded server's streams, and gives each its share of the store: one that is
+        full refuses cleanly, and is writable again the moment that it may be larger.
+
+        Raises StreamMismatch. Where the store does not answer yet, the next start does it.
+        """
+        if self.server is None:
+            return
+        ledger = topology(self.settings)
+        store = self.server.max_file_store
+        events = int(store * EVENTS_SHARE / ledger.partitions)
+        with contextlib.suppress(StoreUnavailable):
+            await ensure(client, ledger)
+            for partition in range(ledger.partitions):
+                await limit_bytes(client, ledger.stream_name(partition), events)
+            if ledger.snapshot_stream is not None:
+                await limit_bytes(client, ledger.snapshot_stream, int(store * SNAPSHOTS_SHARE))
 
     async def _answering(self, client: Client, children: Sequence[Child]) -> None:
         """Returns once each service has answered a ping. `NotReady` when none will."""

@@ -18,17 +18,18 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from nats.aio.client import Client
 
 from infra.jetstream import outcome
 from infra.jetstream.archive import fingerprint
-from infra.jetstream.errors import LedgerDamaged, StoreUnavailable
+from infra.jetstream.errors import LedgerDamaged, StoreUnavailable, StreamMismatch
 from infra.jetstream.scan import message_at
-from infra.jetstream.topology import call
+from infra.jetstream.topology import call, differences
 from infra.lock import FileLock
 
 log = logging.getLogger(__name__)
@@ -156,13 +157,19 @@ class Witnesses:
 
 
 class Fence:
-    """Watches over the streams of one process. `broken` is done when one went back in time."""
+    """Watches over the streams of one process. `broken` is done when one went back in time, or was
+    given a configuration that breaks the ledger's promises.
 
-    def __init__(self, nc: Client, folder: Path, streams: Sequence[str]) -> None:
-        self.broken: asyncio.Future[LedgerWentBack] = asyncio.get_running_loop().create_future()
+    `wanted`: the configuration of each stream, as `Topology.events_config` has it, by name.
+    """
+
+    def __init__(self, nc: Client, folder: Path, wanted: Mapping[str, Mapping[str, Any]]) -> None:
+        self.broken: asyncio.Future[LedgerWentBack | StreamMismatch]
+        self.broken = asyncio.get_running_loop().create_future()
         self._nc = nc
         self._kept = Witnesses(folder)
-        self._streams = streams
+        self._streams = tuple(wanted)
+        self._wanted = wanted
         self._seen: dict[str, Witness] = {}
         self._lock: FileLock | None = None
         self._confirmed_at = -1  # how often the connection had come back when all was confirmed
@@ -194,7 +201,7 @@ class Fence:
             try:
                 async with asyncio.timeout(2.0):
                     await self._look()
-            except (StoreUnavailable, TimeoutError) as error:
+            except (StoreUnavailable, StreamMismatch, LedgerWentBack, TimeoutError) as error:
                 log.info("what was stored last is not written down: %s", error)
         if self._lock is not None:
             self._lock.close()
@@ -238,13 +245,14 @@ class Fence:
             try:
                 await self.passed()
                 await self._look()
-            except (StoreUnavailable, LedgerWentBack) as error:
+            except (StoreUnavailable, StreamMismatch, LedgerWentBack) as error:
                 log.debug("%s", error)
             await asyncio.sleep(LOOK_S)
 
     async def _look(self) -> None:
         """Takes a new witness of each stream that has grown, behind the one before it."""
         for stream in self._streams:
+            await self._require_promises(stream)
             before = self._seen.get(stream)
             now = await seen(self._nc, stream)
             if now == before:
@@ -254,6 +262,19 @@ class Fence:
             if now is not None:
                 self._seen[stream] = now
                 await asyncio.to_thread(self._keep, now)
+
+    async def _require_promises(self, stream: str) -> None:
+        """Raises StreamMismatch when the stream was given another configuration since the start."""
+        info = await call(self._nc, f"STREAM.INFO.{stream}", {})
+        wanted = self._wanted[stream]
+        if "error" in info or not wanted:
+            return
+        found = differences(wanted, info["config"])
+        if found:
+            error = StreamMismatch(stream, found)
+            if not self.broken.done():
+                self.broken.set_result(error)
+            raise error
 
     async def _confirm(self, witness: Witness) -> None:
         try:

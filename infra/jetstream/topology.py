@@ -119,6 +119,10 @@ class Topology:
             config["republish"] = {"src": f"{self.prefix}.>", "dest": f"{self.live_prefix}.>"}
         return config
 
+    def events_configs(self) -> dict[str, dict[str, Any]]:
+        """The configuration of every events stream, by its name."""
+        return {self.stream_name(each): self.events_config(each) for each in range(self.partitions)}
+
     def snapshots_config(self) -> dict[str, Any]:
         """The configuration of the snapshot stream: the last message per subject, rebuildable."""
         any_originator = ".".join(["*"] * (self.originator_tokens + 1))
@@ -186,6 +190,10 @@ def differences(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> list[str]
         found.append("allow_msg_ttl: is true, has to be false")
     if live.get("allow_rollup_hdrs"):
         found.append("allow_rollup_hdrs: is true, has to be false")
+    if live.get("allow_msg_counter"):
+        found.append("allow_msg_counter: is true, has to be false")
+    if live.get("allow_msg_schedules"):
+        found.append("allow_msg_schedules: is true, has to be false")
     if live.get("no_ack"):
         found.append("no_ack: is true, has to be false")
     if live.get("subject_transform"):
@@ -227,6 +235,19 @@ async def ensure(nc: Client, topology: Topology, *, timeout: float = 10.0) -> li
     if topology.snapshot_stream is not None:
         await _info_or_create(nc, topology.snapshots_config(), timeout)
     return answers
+
+
+async def limit_bytes(nc: Client, stream: str, bytes_max: int) -> None:
+    """Has the stream hold at most so many bytes. Raises StoreUnavailable."""
+    info = await call(nc, f"STREAM.INFO.{stream}", {})
+    if "error" not in info:
+        if info["config"].get("max_bytes") == bytes_max:
+            return
+        info = await call(nc, f"STREAM.UPDATE.{stream}", {**info["config"], "max_bytes": bytes_max})
+    if "error" in info:
+        raise StoreUnavailable(
+            f"{stream} cannot be limited to {bytes_max:,} bytes: {info['error'].get('description')}"
+        )
 
 
 async def _refuse_more_partitions(nc: Client, topology: Topology, timeout: float) -> None:

@@ -1,6 +1,8 @@
 """How long a ledger is away when its server, or all of it, is killed.
 
-    python -m tests.benchmarks.restart [EVENTS] [CONVERSATIONS] [ROUNDS]
+    python -m tests.benchmarks.restart [EVENTS] [CONVERSATIONS] [ROUNDS] [STORE]
+
+STORE keeps a filled store for the next time.
 
 Fills a store, runs `convo up` on it, and kills (SIGKILL) in turn nats-server, the worker, and
 everything; everything is started again at once. Measured from the kill, or from the start, to the
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -41,6 +44,8 @@ async def filled(data_dir: Path, events: int, conversations: int) -> None:
         await fill(store, events, conversations)
         await store.close()
         await nc.close()
+    async with Ledger(data_dir.with_name("filling"), data_dir=data_dir) as ledger:
+        await ledger.tables((await ledger.events())[-1])  # what follows the ledger has it all
 
 
 async def answered(nc: Client) -> None:
@@ -65,13 +70,16 @@ def told(what: str, seconds: list[float]) -> None:
     sys.stdout.flush()
 
 
-async def main(events: int, conversations: int, rounds: int) -> None:
+async def main(events: int, conversations: int, rounds: int, kept: Path | None) -> None:
     """Fills, kills, measures, prints."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         began = time.perf_counter()
-        await filled(folder / "data", events, conversations)
-        print(f"{events:,} events stored in {time.perf_counter() - began:.0f} s", flush=True)
+        store = kept or folder / "filled"
+        if not store.exists():
+            await filled(store, events, conversations)
+            print(f"{events:,} events stored in {time.perf_counter() - began:.0f} s", flush=True)
+        shutil.copytree(store, folder / "data")
         ledger = Ledger(folder / "ledger", data_dir=folder / "data")
         began = time.perf_counter()
         await ledger.start()
@@ -86,7 +94,6 @@ async def main(events: int, conversations: int, rounds: int) -> None:
         )
         try:
             await nc.request("convo.cmd.default.measured.init", b'{"user_id": "ada"}', timeout=10)
-            await ledger.tables((await ledger.events())[-1])  # what follows the ledger has it all
             for what in (SERVER, "worker-1"):
                 seconds = []
                 for _ in range(rounds):
@@ -117,5 +124,6 @@ if __name__ == "__main__":
             int(sys.argv[1]) if len(sys.argv) > 1 else 500_000,
             int(sys.argv[2]) if len(sys.argv) > 2 else 10_000,
             int(sys.argv[3]) if len(sys.argv) > 3 else 5,
+            Path(sys.argv[4]) if len(sys.argv) > 4 else None,
         )
     )

@@ -120,6 +120,37 @@ async def test_a_full_stream_refuses_says_so_and_takes_writes_again_when_it_may_
     assert (await inspect(settings, 5.0)).problem is None
 
 
+async def test_a_store_that_is_full_refuses_cleanly_and_takes_writes_again_when_it_may_be_larger(
+    tmp_path: Path,
+) -> None:
+    """As an operator gives it more: the limit is removed, and settled anew at the next start."""
+    limit = tmp_path / "data" / "nats" / "max_file_store"
+    limit.parent.mkdir(parents=True)
+    limit.write_text("1000000\n")
+    ledger = Ledger(tmp_path / "ledger", data_dir=tmp_path / "data")
+    await ledger.start()
+    nc = await nats.connect(ledger.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
+    try:
+        await asked(nc, "convo.cmd.default.c.init", {"user_id": "ada"})
+        answers = [await say(nc, "x" * 50_000) for _ in range(20)]
+        shown = await asked(nc, "convo.get.default.c.messages")
+        await ledger.stop()
+        limit.unlink()
+        await ledger.start()
+        again = await _until_answered(nc, ok=True)
+    finally:
+        await nc.close()
+        await ledger.stop()
+
+    assert answers[0]["ok"] is True
+    refused = answers[-1]["error"]
+    assert refused["code"] == "storage_unavailable"
+    assert "the store is full" in refused["message"]
+    assert "10077" in refused["message"]
+    assert len(shown["messages"]) == sum(each["ok"] for each in answers)
+    assert again["version"] == 2 + len(shown["messages"])
+
+
 @pytest.mark.skipif(bool(why_not()), reason=why_not() or "no loop mounts")
 async def test_a_disk_that_fills_up_and_is_emptied_needs_no_person(tmp_path: Path) -> None:
     async with Disk(tmp_path, 160 * MB) as disk:

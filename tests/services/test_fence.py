@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from nats.errors import NoRespondersError, OutboundBufferLimitError
 from nats.nuid import NUID
 
 from infra.connection import connect
+from infra.jetstream.errors import StreamMismatch
 from infra.jetstream.fence import Fence, LedgerWentBack, Witnesses, seen
 from infra.jetstream.topology import call
 from infra.server import EmbeddedServer
 from infra.settings import Settings
-from services.bootstrap import FENCE, running
+from services.bootstrap import FENCE, running, serve
 
 STREAM = "CONVO-EVENTS-0"
 
@@ -189,16 +190,16 @@ async def test_a_server_that_was_away_and_is_as_it_was_is_passed_at_once(ground:
 
 
 async def test_of_several_processes_on_a_folder_one_writes_and_all_compare(
-    nats_client: Client, tmp_path: Path
+    nats_client: Client, tmp_path: Path, until: Callable[[Callable[[], bool]], Awaitable[None]]
 ) -> None:
     stream = NUID().next().decode()
     await call(nats_client, f"STREAM.CREATE.{stream}", {"name": stream, "subjects": [stream]})
-    fences = [Fence(nats_client, tmp_path, [stream]) for _ in range(2)]
+    fences = [Fence(nats_client, tmp_path, {stream: {}}) for _ in range(2)]
     for each in fences:
         await each.start()
     await nats_client.request(stream, b"one")
-    for each in fences:
-        await each._look()
+    await until(lambda: all(stream in each._seen for each in fences))
+    await until(lambda: Witnesses(tmp_path).get(stream) is not None)
 
     witness = Witnesses(tmp_path).get(stream)
     assert witness == await seen(nats_client, stream)
@@ -216,6 +217,40 @@ async def test_a_witness_that_cannot_be_read_stops_nobody(
 ) -> None:
     (tmp_path / f"{STREAM}.json").write_text("{")
 
-    await Fence(nats_client, tmp_path, [STREAM]).check()
+    await Fence(nats_client, tmp_path, {STREAM: {}}).check()
 
     assert "nothing is compared with it" in caplog.text
+
+
+async def test_a_stream_that_is_given_another_configuration_meanwhile_ends_the_services(
+    ground: Ground,
+) -> None:
+    """`max_age` would have every event removed, one after the other."""
+    serving = asyncio.ensure_future(serve(ground.settings, ("commands",), url=ground.server.url))
+    client = await connect(ground.server.url, name="test", settings=Settings())
+    await ask(client, "c", "init", b'{"user_id": "ada"}')
+    info = await call(client, f"STREAM.INFO.{STREAM}", {})
+    harmless = {**info["config"], "max_bytes": 1_000_000_000}
+    assert "error" not in await call(client, f"STREAM.UPDATE.{STREAM}", harmless)
+    assert b'"ok":true' in await say(client, "c")
+
+    changed = {**info["config"], "max_age": 3_600_000_000_000}
+    assert "error" not in await call(client, f"STREAM.UPDATE.{STREAM}", changed)
+
+    with pytest.raises(StreamMismatch, match="max_age"):
+        await asyncio.wait_for(serving, 60)
+    await client.close()
+
+
+async def test_services_end_when_the_ledger_goes_back(ground: Ground) -> None:
+    await ground.write(2)
+    old = await ground.copy()
+    await ground.write(5)
+    serving = asyncio.ensure_future(serve(ground.settings, ("commands",), url=ground.server.url))
+    client = await connect(ground.server.url, name="test", settings=Settings())
+    assert b'"ok":true' in await say(client, "c")
+    await client.close()
+    await ground.restart(old)
+
+    with pytest.raises(LedgerWentBack, match="ends at sequence 3"):
+        await asyncio.wait_for(serving, 60)
