@@ -6,6 +6,7 @@ middle of its body, so that no client takes it for whole; coming back is for the
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, aclosing
 from typing import Final
@@ -22,6 +23,14 @@ KEEP_ALIVE: Final = ": keep-alive\n\n"
 """Sent when nothing happens, so that nothing on the way takes the connection for dead."""
 
 HEADERS: Final = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """uvicorn says this of every stream that is cut off, which is meant here."""
+    return record.msg != "ASGI callable returned without completing response."
+
+
+logging.getLogger("uvicorn.error").addFilter(_is_news)
 
 
 def event(body: JSON | str, *, id: str | None = None) -> str:

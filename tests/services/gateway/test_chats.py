@@ -17,6 +17,7 @@ import pytest
 
 from tests.acceptance.client import Conversation, Ledger
 from tests.model_server import said
+from tests.services.gateway.site import Site
 
 pytestmark = pytest.mark.usefixtures("talking")
 
@@ -288,3 +289,27 @@ async def test_openapi_says_what_streams(http: httpx.AsyncClient) -> None:
     for path, method in (("/api/chat/{chatId}", "post"), ("/chat", "get")):
         content = answer.json()["paths"][path][method]["responses"]["200"]["content"]
         assert list(content) == ["text/event-stream"]
+
+
+async def test_a_gateway_that_stops_cuts_streams_off_so_that_nobody_takes_them_for_whole(
+    site: Site, http: httpx.AsyncClient
+) -> None:
+    stopping = site.gateway()
+    id = await made(http)
+
+    async def read() -> None:
+        async with (
+            httpx.AsyncClient(base_url=stopping.http, timeout=WITHIN_S) as client,
+            client.stream("POST", f"/api/chat/{id}", json=asked("say 100 every 0.02")) as answer,
+        ):
+            async for chunk in chunks(answer):
+                if chunk != "[DONE]" and "delta" in chunk:
+                    stopping.ask_to_stop()
+
+    with pytest.raises(httpx.RemoteProtocolError):
+        await read()
+    assert stopping.exit_status() == 0
+    assert not [line for line in stopping.log.splitlines() if "ERROR" in line]
+
+    async with http.stream("GET", f"/api/chat/{id}/stream") as answer:
+        assert text_in([chunk async for chunk in chunks(answer)]) == said(100)
