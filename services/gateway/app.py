@@ -31,6 +31,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         summary="The system of record for conversations with language models",
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         responses={"default": {"model": errors.Error, "description": "Refused"}},
     )
     app.state.gateway = gateway

@@ -6,18 +6,19 @@ have, and nothing of it is lost.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, TypeVar
 
-from fastapi import Header, Query
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import Header, Query, Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from domain import clock
 from domain.messages import Role
 from services.endpoint import NAME_MAX
-from services.gateway.errors import Forbidden
+from services.gateway.errors import Forbidden, invalid, not_called_json, unreadable
 from services.gateway.identity import Identity
 
 JSON = dict[str, Any]
@@ -79,6 +80,47 @@ class Done(Body):
     success: bool = True
     version: int
     seq: int
+
+
+COMMAND_ID: Final = re.compile(r"[!-~](?:[ -~]{0,126}[!-~])?", re.ASCII)
+T = TypeVar("T", bound=Body)
+
+
+def documented(body: type[Body]) -> JSON:
+    """What the OpenAPI document says of a route that reads its request by itself, which costs half
+    of what the framework's reading costs."""
+    schema = body.model_json_schema(by_alias=True)
+    return {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+        "parameters": [
+            {
+                "name": "Idempotency-Key",
+                "in": "header",
+                "required": False,
+                "schema": {"type": "string", "minLength": 1, "maxLength": NAME_MAX},
+                "description": "Sent again with the same key, it is not written again.",
+            }
+        ],
+    }
+
+
+async def body_of(request: Request, model: type[T]) -> T:
+    """The request's JSON body. Raises GatewayError, naming each wrong field."""
+    if not request.headers.get("content-type", "").startswith("application/json"):
+        raise not_called_json()
+    raw = await request.body()
+    try:
+        return model.model_validate_json(raw)
+    except ValidationError as error:
+        raise unreadable(error) from None
+
+
+def command_id_of(request: Request) -> str | None:
+    """The request's `Idempotency-Key`, None without one. Raises GatewayError."""
+    text = request.headers.get("idempotency-key")
+    if text is not None and not COMMAND_ID.fullmatch(text):
+        raise invalid("Idempotency-Key has to be 1 to 128 printable characters", "Idempotency-Key")
+    return text
 
 
 def done(reply: Mapping[str, Any]) -> Done:

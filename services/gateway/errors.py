@@ -119,6 +119,11 @@ def invalid(message: str, field: str | None = None) -> GatewayError:
     return GatewayError(400, "invalid_request", message, details=details)
 
 
+def not_called_json() -> GatewayError:
+    """A body that a browser would send from any page, without asking whether it may."""
+    return invalid("the body is read as JSON only with the header Content-Type: application/json")
+
+
 def not_initialized() -> GatewayError:
     """The conversation does not exist, or is not for who asks."""
     return GatewayError(404, NOT_INITIALIZED, SENTENCES[NOT_INITIALIZED])

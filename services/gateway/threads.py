@@ -7,13 +7,26 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import ConfigDict, Field
+from pydantic_core import to_json
 
-from services.gateway.bodies import JSON, Body, CommandId, Done, Message, MinSeq, done, owner
+from services.gateway.bodies import (
+    JSON,
+    Body,
+    CommandId,
+    Done,
+    Message,
+    MinSeq,
+    body_of,
+    command_id_of,
+    documented,
+    done,
+    owner,
+)
 from services.gateway.errors import Forbidden
-from services.gateway.gateway import Ours
-from services.gateway.identity import DEFAULT_TENANT, Identity, Reader, Writer
+from services.gateway.gateway import Gateway, Ours
+from services.gateway.identity import DEFAULT_TENANT, Identity, Reader, Writer, writing
 
 router = APIRouter(prefix="/v1/threads/{threadId}", tags=["threads"])
 
@@ -131,15 +144,26 @@ async def init(
     return Begun.model_construct(state=_state(reply["state"]))
 
 
-@router.post("/message")
-async def message(
-    thread_id: ThreadId, body: Message, caller: Writer, ours: Ours, command_id: CommandId = None
-) -> Written:
+@router.post("/message", response_model=Written, openapi_extra=documented(Message))
+async def message(request: Request, thread_id: ThreadId) -> Response:
     """Appends one message; it is on disk when this answers."""
+    ours: Gateway = request.app.state.gateway
+    caller = await writing(request)
+    body = await body_of(request, Message)
     reply = await ours.ledger.command(
-        caller, caller.conversation(thread_id), "append", body.command(), command_id=command_id
+        caller,
+        caller.conversation(thread_id),
+        "append",
+        body.command(),
+        command_id=command_id_of(request),
     )
-    return Written(version=reply["version"], seq=reply["seq"], message_id=reply["message_id"])
+    answer = {
+        "success": True,
+        "messageId": reply["message_id"],
+        "version": reply["version"],
+        "seq": reply["seq"],
+    }
+    return Response(to_json(answer), media_type="application/json")
 
 
 @router.get("/messages")
