@@ -28,7 +28,9 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.nuid import NUID
 
+from infra.jetstream.envelope import BATCH_ID
 from infra.jetstream.errors import NATS_FAILURES, reason
+from infra.jetstream.whole import may_be_open
 from services.tasks import ended
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class Others:
         self._sure = False
         self._echoed = False
         self._listening: Subscription | None = None
+        self._open: dict[str, list[Msg]] = {}  # by partition: of a batch whose commit has not come
         self._reconnects = nc.stats["reconnects"]
         self._asking: asyncio.Task[None] | None = None
 
@@ -110,6 +113,7 @@ class Others:
 
     def _ask(self) -> None:
         """Begins an epoch in which nothing is sure until it is known who is there."""
+        self._open.clear()
         self._reconnects = self._nc.stats["reconnects"]
         self._doubt()
         if self._stopped:
@@ -189,9 +193,19 @@ class Others:
     # -- what they write -----------------------------------------------------------------------
 
     async def _on_event(self, message: Msg) -> None:
-        self._heard(
-            message.subject.split(".", self._tokens)[-1], message.headers or {}, message.data
-        )
+        """Passes on what is committed: a batch's copies come one by one, before its commit."""
+        partition = message.subject.split(".", self._tokens)[-2]
+        headers = message.headers or {}
+        before = self._open.pop(partition, [])
+        if before and (before[0].headers or {}).get(BATCH_ID) != headers.get(BATCH_ID):
+            before = []
+            self._ask()  # a batch that was begun has no end: whatever else was not heard
+        if may_be_open(headers):
+            self._open[partition] = [*before, message]
+            return
+        for each in [*before, message]:
+            originator = each.subject.split(".", self._tokens)[-1]
+            self._heard(originator, each.headers or {}, each.data)
 
 
 def _nobody(_originator: str, _headers: Mapping[str, str], _body: bytes) -> None:

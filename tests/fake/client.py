@@ -21,8 +21,10 @@ from nats.errors import (
 )
 from nats.errors import TimeoutError as NoAnswer
 
-from .server import MAX_PAYLOAD, Server
-from .stream import Headers, Wire
+from services.others import WORKERS
+
+from .server import MAX_PAYLOAD, PING, Server
+from .stream import Headers, Wire, matches
 
 NEXT_S = 1e-7
 """What is due at the same time comes in any order; one connection's messages come in theirs."""
@@ -55,6 +57,8 @@ class FakeClient:
         self.subscriptions: list[FakeSubscription] = []
         self.is_closed = False
         self.is_connected = True
+        self.last_error: Exception | None = None
+        self._server_info = {"cluster": "c"} if server.replicas > 1 else {}
         self._server = server
         self._loop = asyncio.get_running_loop()
         self._numbers = count(1)
@@ -96,7 +100,7 @@ class FakeClient:
         headers: Headers | None = None,
     ) -> Msg:
         """Sends a message and returns the first answer."""
-        token = f"{self.name}/{next(self._numbers)}"
+        token = f"{subject if subject == PING else self.name}/{next(self._numbers)}"
         answer: asyncio.Future[Msg] = self._loop.create_future()
         self._requests[token] = answer
         giving_up = self._loop.call_later(timeout, _give_up, answer)
@@ -110,15 +114,26 @@ class FakeClient:
             raise NoRespondersError
         return message
 
-    async def subscribe(self, subject: str, *, cb: Callback) -> FakeSubscription:
-        """Has `cb` called for each message; it must not wait for anything."""
+    async def subscribe(
+        self,
+        subject: str,
+        *,
+        cb: Callback,
+        pending_msgs_limit: int = 0,
+        pending_bytes_limit: int = 0,
+    ) -> FakeSubscription:
+        """Has `cb` called for each message, one after the other."""
         subscription = FakeSubscription(self, subject, cb)
         self.subscriptions.append(subscription)
         return subscription
 
-    async def flush(self) -> None:
-        """Returns when what was sent has come (or is lost)."""
-        await asyncio.sleep(max(0.0, self._there_by - self._loop.time()))
+    async def flush(self, timeout: float = 10.0) -> None:
+        """Returns when what was sent has come, and what was sent back before has been heard."""
+        await self.request(PING, timeout=timeout)
+
+    def hears(self, subject: str) -> bool:
+        """Whether there is a subscription to the subject."""
+        return any(matches(each.subject, subject) for each in self.subscriptions)
 
     async def close(self) -> None:
         """Ends it."""
@@ -131,9 +146,11 @@ class FakeClient:
 
     def _send(self, wire: Wire) -> None:
         weather, receive = self._server.weather, self._server.receive
-        if weather.strikes("request lost"):
+        if wire.to in (PING, WORKERS):  # on one connection: these keep their order, and come
+            pass
+        elif weather.strikes("request lost"):
             return
-        if weather.strikes("request late"):
+        elif weather.strikes("request late"):
             self._loop.call_later(weather.lateness(), receive, self, self.epoch, wire)
             return
         self._there_by = max(self._there_by + NEXT_S, self._loop.time() + weather.latency())
@@ -152,7 +169,7 @@ class FakeClient:
     def deliver(self, epoch: int, wire: Wire) -> None:
         """A message from the server sets out."""
         weather = self._server.weather
-        is_answer = wire.to in self._requests
+        is_answer = wire.to in self._requests and not wire.to.startswith(PING)
         if is_answer and weather.strikes("answer lost"):
             return
         if is_answer and weather.strikes("answer late"):
@@ -174,8 +191,7 @@ class FakeClient:
                 answer.set_result(message)
             return
         for subscription in list(self.subscriptions):
-            pattern = subscription.subject
-            if to == pattern or (pattern.endswith(".*") and to.rpartition(".")[0] == pattern[:-2]):
+            if matches(subscription.subject, to):
                 _call(subscription.callback, message)
 
     def lose(self, back_in_s: float) -> None:

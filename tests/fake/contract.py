@@ -459,6 +459,29 @@ async def only_the_last_snapshot_of_a_subject_is_kept(ground: Ground) -> None:
             body = (await ground.nc.request(api, b"", timeout=ANSWER_S)).data
 
 
+@case
+async def what_is_stored_is_sent_live_with_all_its_headers(ground: Ground) -> None:
+    came: list[Msg] = []
+
+    async def take(message: Msg) -> None:
+        came.append(message)
+
+    await ground.nc.subscribe(f"{ground.topology.live_prefix}.>", cb=take)
+    await ground.nc.flush()
+    await ground.publish("a", b"0")
+    await ground.batch("b1", [("a", 1), ("b", 0)])
+    await ground.batch("b2", [("a", 1), ("b", 0)])  # refused
+    await ground.nc.flush()
+    assert [message.data for message in came] == [b"0", b"1", b"2"]
+    for seq, message in enumerate(came, start=1):
+        assert message.headers is not None
+        assert message.headers["Nats-Sequence"] == str(seq)
+        assert message.headers["Nats-Subject"] == ground.subject("b" if seq == 3 else "a")
+        assert message.subject.startswith(f"{ground.topology.live_prefix}.0.")
+        assert (BATCH_ID in message.headers) == (seq > 1)
+        assert (BATCH_COMMIT in message.headers) == (seq == 3)
+
+
 # -- consumers -------------------------------------------------------------------------------------
 
 

@@ -37,6 +37,9 @@ BATCH_ABANDONED_S = 10.0
 NO_RESPONDERS: Headers = {"Status": "503"}
 NOT_FOUND: Headers = {"Status": "404", "Description": "Message Not Found"}
 
+PING = "PING"
+"""Stands for the protocol's own: what was sent before is dealt with when it is answered."""
+
 Answer = Callable[[Headers | None, bytes], None]
 
 
@@ -45,6 +48,9 @@ class Connection(Protocol):
 
     name: str
     epoch: int
+
+    def hears(self, subject: str) -> bool:
+        """Whether somebody there has subscribed to a subject."""
 
     def deliver(self, epoch: int, wire: Wire) -> None:
         """Sends a message to whoever listens on its `to`."""
@@ -140,11 +146,34 @@ class Server:
         if subject.startswith("$JS.API."):
             self._api(subject[8:], json.loads(body) if body else {}, answer)
             return
+        if subject == PING:
+            answer(None, b"")
+            return
         stream = self._stream_of(subject)
+        if stream is None and self._pass_on(subject, headers, body):
+            return
         if stream is None or (not again and self.weather.strikes("no responders")):
             answer(NO_RESPONDERS, b"")
         else:
             self._publish(stream, Sent(subject, headers or {}, body), answer, again=again)
+
+    def _pass_on(self, subject: str, headers: Headers | None, body: bytes) -> bool:
+        """Sends a message to all who have subscribed to its subject; whether there are any."""
+        hearing = [each for each in self.connections if each.hears(subject)]
+        for each in hearing:
+            each.deliver(each.epoch, Wire(subject, subject, "", headers, body))
+        return bool(hearing)
+
+    def _lay(self, stream: Stream, messages: list[Sent]) -> None:
+        """Writes messages, and sends their live copies (R1: as they come to lie there)."""
+        before = len(stream.log)
+        stream.write(messages, self.clock.time_ns())
+        source, live = stream.republished
+        if not live:
+            return
+        for kept in stream.log[before:]:
+            headers = _direct_headers(stream, kept)
+            self._pass_on(live + kept.subject.removeprefix(source), headers, kept.body)
 
     def log(self, line: str) -> None:
         """Adds a line to the trace."""
@@ -283,12 +312,12 @@ class Server:
             return
         if len(messages) == 1:
             if not self._wedging:
-                stream.write(messages, self.clock.time_ns())
+                self._lay(stream, messages)
                 self._stored(stream, messages, stream.commit(), answer)
             return
         # Its messages lie there one after the other, and only then are they the stream's.
         first = self.weather.random.randint(0, len(messages) - 1)
-        stream.write(messages[:first], self.clock.time_ns())
+        self._lay(stream, messages[:first])
         self._half_done[stream.name] = messages[first:]
         self._feed(stream)
         if self._wedging:
@@ -300,7 +329,7 @@ class Server:
         def end() -> None:
             if self._busy.get(stream.name) is waiting:  # else: the server was killed meanwhile
                 del self._busy[stream.name]
-                stream.write(self._half_done.pop(stream.name), self.clock.time_ns())
+                self._lay(stream, self._half_done.pop(stream.name))
                 self._stored(stream, messages, stream.commit(), answer)
                 for publish in waiting:
                     publish()
@@ -365,7 +394,7 @@ class Server:
 
     def _commit(self, stream: Stream, messages: list[Sent], answer: Answer) -> None:
         # A refusal at the proposal is what keeps conflicts out; this is the log's own order.
-        stream.write(messages, self.clock.time_ns())
+        self._lay(stream, messages)
         seq = stream.commit()
         for replica in range(1, self.replicas):
             lag = self.weather.latency()

@@ -90,6 +90,12 @@ class Stream:
         self._ids: dict[str, int] = {}
         self._last_only = config.get("max_msgs_per_subject", -1) == 1
 
+    @property
+    def republished(self) -> tuple[str, str]:
+        """The prefix of the subjects of which live copies are sent, and that of the copies."""
+        rule = self.config.get("republish") or {"src": "", "dest": ""}
+        return rule["src"].removesuffix(">"), rule["dest"].removesuffix(">")
+
     # -- writing -----------------------------------------------------------------------------------
 
     def takes(self, subject: str) -> bool:

@@ -25,6 +25,7 @@ def topology(replicas: int) -> Topology:
     return Topology(
         stream=name,
         prefix=f"{name}.e",
+        live_prefix=f"{name}.l",
         snapshot_stream=f"{name}-S",
         snapshot_prefix=f"{name}.s",
         replicas=replicas,

@@ -18,6 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 from eventsourcing.persistence import OperationalError, Tracking
+from nats.errors import Error as NatsError
 from pydantic_core import to_json
 
 from domain import conversation as conversation_module
@@ -33,6 +34,7 @@ from services import recall as recall_module
 from services import snapshots as snapshots_module
 from services.conversations import Answer, Conversations
 from services.errors import NotYetThere
+from services.others import Others
 from services.projector import Following, Projector, State, Taken
 
 from .client import FakeClient
@@ -43,6 +45,7 @@ from .server import Server
 from .weather import LATE_S, Weather
 
 WINDOW = 3
+LIVE = "live"
 ANSWER_WITHIN_S = 180.0
 """In virtual time. A command is decided again for 10 s, and an append is tried for 30 s; the rest
 is reading, where each answer is waited for, three times (up to 5 s each), and 40 % never come."""
@@ -85,6 +88,7 @@ class Worker:
         self.name = name
         self.writing = FakeClient(server, f"{name}w")
         self.reading = FakeClient(server, f"{name}r")
+        self.serving = FakeClient(server, f"{name}s")
         self.conversations: Conversations
 
     async def open(self, topology: Topology, cache_bytes: int) -> None:
@@ -92,11 +96,18 @@ class Worker:
             topology, writing=self.writing.as_client, reading=self.reading.as_client
         )
         self.conversations = Conversations(
-            self.store, limits=LIMITS, window_size=WINDOW, cache_bytes=cache_bytes
+            self.store,
+            limits=LIMITS,
+            window_size=WINDOW,
+            cache_bytes=cache_bytes,
+            epoch=lambda: self.others.epoch,
         )
+        self.others = Others(self.serving.as_client, LIVE, writes=True)
+        await self.others.start(self.conversations.heard)
 
     async def close(self) -> None:
         await self.conversations.close()
+        await self.others.stop()
         await self.store.close()
 
 
@@ -171,6 +182,8 @@ class World:
     workers: list[Worker] = field(default_factory=list)
     sent: list[Sent] = field(default_factory=list)
     told: Counter[str] = field(default_factory=Counter)
+    acknowledged: Counter[str] = field(default_factory=Counter)
+    """The highest version that anybody was told, by conversation."""
     calm: bool = False
     over: bool = False
     _waiting: dict[int, asyncio.Future[None]] = field(default_factory=dict)
@@ -185,6 +198,7 @@ class World:
         topology = Topology(
             stream="EVENTS",
             prefix="evt",
+            live_prefix=LIVE,
             snapshot_stream="SNAPSHOTS",
             snapshot_prefix="snap",
             partitions=plan.partitions,
@@ -265,6 +279,8 @@ class World:
             sent.receipt = answer.receipt
             sent.version_shown = answer.view.version
             sent.state_shown = to_json(answer.view.state())
+            key = sent.id.key
+            self.acknowledged[key] = max(self.acknowledged[key], sent.version_shown)
         said = type(answer).__name__
         self.server.log(f"n{sent.number} {sent.command.verb}: {said} {list(sent.seqs)}")
         waiting = self._waiting[sent.number]
@@ -287,11 +303,14 @@ class World:
             book = self.ledger.book(id.key)
             strong = random.random() < 0.3
             min_seq = book.seqs[-1] if book.seqs and random.random() < 0.3 else None
-            sure = strong or min_seq is not None or self.plan.replicas == 1
-            at_least, started = (book.version if sure else 0), self.clock.now
+            # Fresh is what was acknowledged to anybody; what the ledger has, when it was asked for.
+            fresh = self.acknowledged[id.key] if self.plan.replicas == 1 else 0
+            at_least = book.version if strong or min_seq is not None else fresh
+            started = self.clock.now
             try:
+                await worker.serving.flush()  # the request takes its way like any message
                 view = await worker.conversations.view(id, min_seq=min_seq, strong=strong)
-            except (StoreUnavailable, NotYetThere) as error:
+            except (StoreUnavailable, NotYetThere, NatsError) as error:
                 self.told[f"view {type(error).__name__}"] += 1
             else:
                 self.told["view shown"] += 1

@@ -439,6 +439,40 @@ async def test_a_refusal_is_confirmed_at_the_version_it_was_decided_on(
     assert (await written).events == [("MessageAppended", 4)]
 
 
+async def test_what_is_heard_while_an_append_is_under_way_is_looked_up(store: FakeStore) -> None:
+    # given a conversation that is known to be up to date, and an append of ours under way
+    conversations = Conversations(
+        store.as_store, limits=Limits(), window_size=50, cache_bytes=10**8, epoch=lambda: 1
+    )
+    begun = init(conversations)
+    await turns()
+    settle_all(store)
+    await begun
+    assert (await conversations.view(ADAS)).version == 1
+    written = append(conversations)
+    # when another worker's event is stored at the version that ours was to have, and heard of
+    by_rival(store)
+    rival = store.log[ADAS.key][-1]
+    headers = {
+        "Nats-Sequence": str(rival.seq),
+        "Nats-Subject": rival.subject,
+        "Nats-Time-Stamp": rival.time,
+        "Event-Type": rival.topic,
+        "Event-Version": str(rival.version),
+        "Event-Hash": rival.digest,
+    }
+    conversations.heard(ADAS.key, headers, rival.body)
+    looking = asyncio.ensure_future(conversations.view(ADAS))
+    await turns()
+    settle_all(store)
+    await turns()
+    # then it is shown, although it came while ours was not settled yet
+    assert (await looking).version == 2
+    settle_all(store)
+    assert (await written).version == 3
+    await conversations.close()
+
+
 async def test_a_refusal_is_answered_although_nothing_stays_in_memory(store: FakeStore) -> None:
     async with conversations_on(store.as_store, cache_bytes=1) as conversations:
         refused = append(conversations)

@@ -7,10 +7,11 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import pytest
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 from domain.commands import parse_command
 from domain.conversation import CommandContext
@@ -184,3 +185,52 @@ async def test_nothing_is_concluded_while_the_own_greeting_is_not_heard(
 
         assert known.epoch is None
         await known.stop()
+
+
+async def test_a_batch_is_heard_of_when_its_commit_is(nats_client: Client) -> None:
+    heard: list[tuple[str, bytes]] = []
+    nc = RecordingClient()
+    between = Others(cast("Client", nc), "live", writes=False)
+    await between.start(lambda key, _, body: heard.append((key, body)))
+    reconsidered = between._epoch
+
+    async def copy(subject: str, body: bytes, id: str = "", *, commit: bool = False) -> None:
+        headers = {"Nats-Batch-Id": id} if id else {}
+        if commit:
+            headers["Nats-Batch-Commit"] = "1"
+        await between._on_event(Msg(nats_client, subject, "", body, headers))
+
+    # given a batch of which the copies come one by one, and another partition's beside it
+    await copy("live.0.acme.a", b"1", "b1")
+    await copy("live.1.acme.z", b"2")
+    await copy("live.0.acme.b", b"3", "b1")
+    assert heard == [("acme.z", b"2")]
+    # when its last one has come, then all of it is heard of, in order
+    await copy("live.0.acme.a", b"4", "b1", commit=True)
+    assert heard[1:] == [("acme.a", b"1"), ("acme.b", b"3"), ("acme.a", b"4")]
+    assert between._epoch == reconsidered
+    # and one that has no end makes everything doubtful
+    await copy("live.0.acme.a", b"5", "b2")
+    await copy("live.0.acme.a", b"6")
+    assert heard[4:] == [("acme.a", b"6")]
+    assert between._epoch > reconsidered
+    await between.stop()
+
+
+class RecordingClient:
+    """As much of a connection as is needed to be alone on it."""
+
+    is_connected = True
+    _server_info: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self) -> None:
+        self.stats = {"reconnects": 0}
+
+    async def subscribe(self, subject: str, **_: Any) -> None:
+        pass
+
+    async def publish(self, subject: str, payload: bytes) -> None:
+        pass
+
+    async def flush(self) -> None:
+        pass
