@@ -23,7 +23,7 @@ from infra.jetstream.errors import NATS_FAILURES, StoreUnavailable, StreamMismat
 from infra.jetstream.fence import Fence, LedgerWentBack
 from infra.jetstream.topology import ensure, limit_bytes
 from infra.lock import DataDirInUse, DataDirUnusable, own
-from infra.server import EmbeddedServer, ServerFailed
+from infra.server import EmbeddedServer, ServerFailed, free_port
 from infra.settings import Settings, variable, without_password
 from infra.storage import Storage, StorageWatch
 from infra.supervision import STATUS_FILE, Child, Program, State, Supervisor
@@ -182,6 +182,11 @@ class Ledger:
                 variable("nats_url"): url,
                 "PYTHONPATH": _python_path(),
             }
+            http = None
+            if "gateway" in self.beside:
+                port = self.settings.gateway_port or free_port()
+                environment[variable("gateway_port")] = str(port)
+                http = self.supervisor.facts["http"] = f"http://{self.settings.gateway_host}:{port}"
             children = [
                 self.supervisor.start(Program(name, self.worker, environment))
                 for name in self.names
@@ -196,9 +201,10 @@ class Ledger:
         return banner(
             without_password(url),
             f"{'embedded ' if self.server else ''}{served_by}",
-            self.settings.data_dir if self.server else None,
-            len(self.names),
-            time.monotonic() - began,
+            http=http,
+            data_dir=self.settings.data_dir if self.server else None,
+            workers=len(self.names),
+            started_s=time.monotonic() - began,
         )
 
     async def _nats(self) -> str:
@@ -300,13 +306,22 @@ async def _answers(client: Client, service: str) -> bool:
     return True
 
 
-def banner(url: str, served_by: str, data_dir: Path | None, workers: int, started_s: float) -> str:
+def banner(
+    url: str,
+    served_by: str,
+    *,
+    http: str | None,
+    data_dir: Path | None,
+    workers: int,
+    started_s: float,
+) -> str:
     """What an operator reads when the ledger is ready: where it is and how to try it."""
     elsewhere = url != DEFAULT_URL
     nats = "nats" + (f" -s {url}" if elsewhere else "")
     lines = [
         f"Conversation Ledger is ready ({started_s:.1f} s).",
         f"  NATS     {url}  ({served_by})",
+        *([f"  HTTP     {http}  (chats at /, the interface at /docs)"] if http else []),
         *([f"  data     {data_dir.absolute()}"] if data_dir else []),
         f"  workers  {workers}",
         "Try it from another terminal:",
