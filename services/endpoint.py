@@ -165,7 +165,7 @@ async def start_service(
 ) -> Service:
     """Starts a NATS micro service; `endpoints` is name → (subject, handler).
 
-    Its `$SRV` subjects answer only once every endpoint listens. `says` is what it tells of its
+    Its `$SRV` subjects answer only once every endpoint listens, and do when this returns. `says` is what it tells of its
     state there: the `data` of its endpoints in `$SRV.STATS`.
     """
     config = ServiceConfig(
@@ -179,6 +179,7 @@ async def start_service(
         await service.add_endpoint(EndpointConfig(name=endpoint, subject=subject, handler=handler))
     await nc.flush()
     await service.start()
+    await nc.flush()
     return service
 
 
