@@ -507,6 +507,11 @@ class Conversations:
                 await asyncio.sleep(WAIT_PAUSE_S)
         raise AssertionError("unreachable")
 
+    def knows(self, key: str) -> bool:
+        """Whether `view`, when nothing more is asked of it, has nothing to wait for."""
+        entry = self._in_use.get(key)
+        return entry is not None and entry.loaded and entry.is_known(self._epoch())
+
     async def _stands_at(self, entry: InUse, last: Recorded | None) -> bool:
         """Whether the entry's view includes `last`; False when the caller has to look again.
 

@@ -165,8 +165,8 @@ async def start_service(
 ) -> Service:
     """Starts a NATS micro service; `endpoints` is name → (subject, handler).
 
-    Its `$SRV` subjects answer only once every endpoint listens, and do when this returns. `says` is what it tells of its
-    state there: the `data` of its endpoints in `$SRV.STATS`.
+    Its `$SRV` subjects answer only once every endpoint listens, and do when this returns. `says` is
+    what it tells of its state there: the `data` of its endpoints in `$SRV.STATS`.
     """
     config = ServiceConfig(
         name=name,

@@ -112,6 +112,8 @@ class Asked:
         self.user_id = user_id
 
 
+_SHOWN_FROM_MEMORY = frozenset({"messages", "usage"})
+
 Show = Callable[[Asked], Awaitable[dict[str, Any] | bytes]]
 """Makes the body of an answer, as an object or as its JSON."""
 
@@ -141,6 +143,22 @@ class QueryService(Answering):
             name="convo-queries",
             description="Reads conversations: messages, usage, state, history, events",
             endpoints={"queries": (f"{PREFIX}>", self.handle)},
+        )
+
+    async def handle(self, request: Request) -> None:
+        """Takes one request; what is known here is answered at once, the rest in a task."""
+        if self._has_nothing_to_wait_for(request):
+            await self._respond(request)
+        else:
+            await super().handle(request)
+
+    def _has_nothing_to_wait_for(self, request: Request) -> bool:
+        originator, _, view = request.subject[len(PREFIX) :].rpartition(".")
+        return (
+            view in _SHOWN_FROM_MEMORY
+            and not request.headers
+            and (self._fence is None or self._fence.is_passed)
+            and self._conversations.knows(originator)
         )
 
     async def _answer(self, request: Request) -> dict[str, Any] | bytes:

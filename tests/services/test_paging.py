@@ -11,6 +11,8 @@ import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.micro.request import Request
 from pydantic_core import from_json, to_json
 
 from infra.jetstream import reader as reader_module
@@ -223,3 +225,33 @@ async def test_a_window_that_is_too_long_is_cut_at_its_oldest_end_and_says_so(
         assert page.get("truncated", False) is not whole
         assert len(to_json(page)) <= outbox.reply_bytes_max
         await outbox.close()
+
+
+async def test_a_window_that_is_known_here_is_answered_before_the_next_request_is_taken(
+    talk: Conversations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a process that hears of everything, and one reading that asked the ledger
+    monkeypatch.setattr(talk, "_epoch", lambda: 1)
+    queries, outbox = service(talk, 8_000_000)
+    sent: list[bytes] = []
+    monkeypatch.setattr(outbox, "send", lambda _request, body, _headers=None: sent.append(body))
+    subject = f"convo.get.{ADAS.key}.messages"
+
+    async def ask(headers: dict[str, str] | None = None) -> None:
+        message = Msg(cast("Client", None), subject, "reply", b"", headers)
+        await queries.handle(Request(message))
+
+    await ask()
+    assert not sent
+    await queries.idle()
+    # when it is asked for again
+    await ask()
+    # then the answer is there, and the same
+    assert len(sent) == 2
+    assert sent[0] == sent[1]
+    # and who wants more certainty than that waits for it
+    await ask({"Convo-Consistency": "strong"})
+    assert len(sent) == 2
+    await queries.idle()
+    assert sent[2] == sent[0]
+    await outbox.close()
