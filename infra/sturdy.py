@@ -87,16 +87,33 @@ class SturdyClient(Client):
         )
 
     async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
-        try:
-            block = headers.decode("ascii") if headers else ""
-            if _USUAL_BLOCK.fullmatch(block):
-                return dict(_HEADER.findall(block, len(_FIRST_LINE)))
-        except UnicodeDecodeError:
-            pass
+        usual = _usual_headers(headers or b"")
+        if usual is not None:
+            return usual
         try:
             return await super()._process_headers(headers)
         except (IndexError, ValueError):
             return {MALFORMED: "1"}
+
+
+def _usual_headers(block: bytes) -> dict[str, str] | None:
+    """The headers of a block of the usual form; None for any other."""
+    try:
+        text = block.decode("ascii")
+    except UnicodeDecodeError:
+        return None
+    if _USUAL_BLOCK.fullmatch(text) is None:
+        return None
+    return dict(_HEADER.findall(text, len(_FIRST_LINE)))
+
+
+def headers_of(block: bytes) -> dict[str, str]:
+    """The headers of a block that says no status, as the client reads them."""
+    usual = _usual_headers(block)
+    if usual is not None:
+        return usual
+    found: dict[str, str] = Client._parse_header_lines(block.partition(b"\r\n")[2])
+    return found
 
 
 async def subscribe_in_bulk(nc: Client, subject: str, take: Take) -> Subscription:

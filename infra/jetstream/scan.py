@@ -15,20 +15,20 @@ import contextlib
 import json
 import time
 from base64 import b64decode, b64encode
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.js.api import Header
 
+from infra.bulk import Delivered
 from infra.jetstream import outcome
-from infra.jetstream.envelope import stored_headers
+from infra.jetstream.envelope import status_of, stored_headers
 from infra.jetstream.errors import NATS_FAILURES, StoreUnavailable, reason
 from infra.jetstream.topology import call
 from infra.jetstream.whole import find_whole, may_be_open
+from infra.sturdy import headers_of, subscribe_in_bulk
 
 REQUEST_EVENTS = 4_000
 REQUEST_BYTES = 8_000_000
@@ -180,7 +180,7 @@ class _Feed:
         self._consumer = answer["name"]
         self._pending = answer["num_pending"]
         if self._pending:
-            self._subscription = await self._nc.subscribe(self._inbox, cb=self._on_message)
+            self._subscription = await subscribe_in_bulk(self._nc, self._inbox, self._on_messages)
             await self._ask()
 
     async def next_block(self) -> list[Stored]:
@@ -247,40 +247,45 @@ class _Feed:
                 f"reading {self._stream} broke off ({reason(error)}): try again"
             ) from error
 
-    async def _on_message(self, message: Msg) -> None:
-        headers: Mapping[str, str] = message.headers or {}
-        reply = message.reply
-        if "Status" in headers and not reply.startswith("$JS.ACK."):
-            self._request_ended(headers)
-            return
+    def _on_messages(self, messages: Sequence[Delivered]) -> None:
+        for message in messages:
+            if self._lost is not None:
+                break
+            try:
+                if message.reply.startswith(b"$JS.ACK."):
+                    self._on_message(message)
+                else:
+                    self._request_ended(*status_of(message.headers))
+            except (ValueError, IndexError):
+                self._lost = "something came that no consumer sends"
+        self._wake.set()
+
+    def _on_message(self, message: Delivered) -> None:
         # $JS.ACK.<stream>.<consumer>.<delivered>.<sequence>.<consumer's>.<time>.<pending>; with a
         # domain and an account in front of the stream, and something behind, by ADR-15.
-        tokens = reply.split(".")
+        tokens = message.reply.split(b".")
         first = 5 if len(tokens) == 9 else 7
         delivered = int(tokens[first + 1])
         if delivered != self._delivered + 1:
             self._lost = "a message got lost on the way"
-        if self._lost is None:
-            self._delivered = delivered
-            self._pending = int(tokens[first + 3])
-            self._arrived.append(
-                Stored(
-                    int(tokens[first]),
-                    message.subject,
-                    headers,
-                    int(tokens[first + 2]),
-                    message.data,
-                )
+            return
+        self._delivered = delivered
+        self._pending = int(tokens[first + 3])
+        self._arrived.append(
+            Stored(
+                int(tokens[first]),
+                message.subject.decode("utf-8", "replace"),
+                headers_of(message.headers),
+                int(tokens[first + 2]),
+                message.body,
             )
-            self._asked -= 1
-        self._wake.set()
+        )
+        self._asked -= 1
 
-    def _request_ended(self, headers: Mapping[str, Any]) -> None:
+    def _request_ended(self, status: str, said: str, more: Mapping[str, str]) -> None:
         """A request ended before it was full: by its bytes or its time, or with its consumer."""
-        status, said = headers["Status"], str(headers.get(Header.DESCRIPTION, ""))
-        left = str(headers.get("Nats-Pending-Messages", ""))
+        left = more.get("Nats-Pending-Messages", "")
         if left.isdigit() and "Leadership" not in said:
             self._asked -= int(left)
         elif status != "100":  # a heartbeat
             self._lost = f"{status} {said}".rstrip()
-        self._wake.set()
