@@ -105,6 +105,7 @@ async def test_a_live_view_that_differs_is_named_by_its_field(
     view = ledger.process.conversations._in_use["acme.wrong"].view
     monkeypatch.setattr(view, "title", "never given")
     view.window.messages()[-1]["content"] = "never said"
+    view.window._json = None  # which is made once for all readers
 
     found = await reconciliation(ledger).differences(name("wrong"))
 
