@@ -1,6 +1,6 @@
 // The page at `/` in a real Chromium, driven by playwright-core.
 //
-//     node page.mjs SCENARIO URL CHROMIUM
+//     node page.mjs SCENARIO URL CHROMIUM [KEY]
 //
 // Ends with status 0 when everything was as it has to be. What this program cannot do by itself it
 // asks for with a line on standard output, and waits for a line on standard input.
@@ -9,7 +9,7 @@ import assert from "node:assert/strict";
 import { createInterface } from "node:readline";
 import { chromium } from "playwright-core";
 
-const [scenario, url, executablePath] = process.argv.slice(2);
+const [scenario, url, executablePath, apiKey] = process.argv.slice(2);
 const FLAGS = [
   "--no-sandbox",
   "--disable-gpu",
@@ -171,6 +171,29 @@ const scenarios = {
   },
 };
 
+const withKeys = {
+  async signs_in() {
+    const page = await tab();
+    await page.goto(url);
+    for (const key of ["not a key", apiKey]) {
+      await page.locator("#signing-in[open]").waitFor();
+      await page.fill("#key", key);
+      await page.keyboard.press("Enter");
+    }
+    await page.locator("#signing-in[open]").waitFor({ state: "detached" });
+    await say(page, "say 60 every 0.02");
+    await streaming(page);
+    await page.reload(); // the key is kept for the tab
+    await finished(page, said(60));
+
+    const other = await tab();
+    await other.goto(page.url());
+    await other.locator("#signing-in[open]").waitFor();
+    assert.equal(await other.locator(".message").count(), 0);
+  },
+};
+
+Object.assign(scenarios, withKeys);
 assert.ok(scenarios[scenario], `the scenarios are ${Object.keys(scenarios)}`);
 await scenarios[scenario]();
 assert.deepEqual(complaints, []);

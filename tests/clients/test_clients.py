@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.services.gateway.site import GatewayProcess
+from services.gateway.keys import KeyFile
+from tests.services.gateway.site import GatewayProcess, Site
 
 HERE = Path(__file__).parent
 CHROMIUM = next(
@@ -24,7 +25,8 @@ pytestmark = [pytest.mark.clients, pytest.mark.usefixtures("talking")]
 
 def scenarios(program: str) -> list[str]:
     """What a program can do, as its text says."""
-    return re.findall(r"^  async (\w+)\(\)", (HERE / program).read_text(), re.MULTILINE)
+    text, _, _ = (HERE / program).read_text().partition("const withKeys")
+    return re.findall(r"^  async (\w+)\(\)", text, re.MULTILINE)
 
 
 async def run(gateway: GatewayProcess, program: str, *arguments: str) -> None:
@@ -65,3 +67,10 @@ async def test_use_chat(gateway: GatewayProcess, scenario: str) -> None:
 @pytest.mark.parametrize("scenario", scenarios("page.mjs"))
 async def test_the_page(gateway: GatewayProcess, scenario: str) -> None:
     await run(gateway, "page.mjs", scenario, gateway.http, CHROMIUM)
+
+
+async def test_the_page_asks_for_a_key(site: Site, tmp_path: Path) -> None:
+    keys = KeyFile(tmp_path / "keys.json")
+    key = keys.add("ada", "acme", "ada")
+    keyed = site.gateway(auth="keys", keys_file=keys.path)
+    await run(keyed, "page.mjs", "signs_in", keyed.http, CHROMIUM, key)
