@@ -3,7 +3,8 @@
 nats-py 2.16 ends its read loop, with a traceback, at the first subject that is no UTF-8 or header
 block that is none; the connection then hears nothing until its pings fail. It also takes vertical
 tabs and form feeds in a subject for blanks, which nats-server does not, and drops the connection
-over them. Both would let anyone who may publish a request silence a service.
+over them. Both would let anyone who may publish a request silence a service. And it ends its read
+loop at the answer to a flush that was given up before (a cancelled task, a server that was slow).
 
 Header blocks of the usual form are read in a third of nats-py's time, which is half of what reading
 a stream costs. Any other block is left to nats-py.
@@ -11,6 +12,7 @@ a stream costs. Any other block is left to nats-py.
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 from nats.aio.client import Client
@@ -66,6 +68,11 @@ class SturdyClient(Client):
             self.stats["in_msgs"] += 1
             self.stats["in_bytes"] += len(data)
             take([Delivered(subject, reply, headers or b"", data)])
+
+    async def _process_pong(self) -> None:
+        if self._pongs and self._pongs[0].done():  # nobody waits for this one any more
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
         self._ps.takers.pop(sid, None)

@@ -45,7 +45,7 @@ async def filled(data_dir: Path, events: int, conversations: int) -> None:
         await store.close()
         await nc.close()
     async with Ledger(data_dir.with_name("filling"), data_dir=data_dir) as ledger:
-        await ledger.tables((await ledger.events())[-1])  # what follows the ledger has it all
+        await ledger.settled()  # what follows the ledger has it all
 
 
 async def answered(nc: Client) -> None:

@@ -32,8 +32,8 @@ async def run(rounds: int, rng: random.Random, directory: Path) -> Result:
             await load.further(10)
             await asyncio.sleep(ROUND_S)
         await load.stop()
-        events = await ledger.events()
-        result.judge(load, events, await ledger.tables(events[-1]))
+        events, tables = await ledger.settled()
+        result.judge(load, events, tables)
     times = [event.json()["time"] for event in events]
     back = sum(later < earlier for earlier, later in itertools.pairwise(times))
     result.notes.append(f"{back} times the next event was earlier than the one before it")

@@ -52,9 +52,9 @@ async def run(rounds: int, rng: random.Random, directory: Path) -> Result:
                 await load.further(1)
                 everything_s.append(time.monotonic() - began)
         await load.stop()
-        found = await ledger.events()
+        found, tables = await ledger.settled()
         own = [event for event in found if event.tokens.startswith("faults.")]
-        result.judge(load, own, await ledger.tables(found[-1]))
+        result.judge(load, own, tables)
         result.notes.append(f"{len(found):,} events")
         result.blame(ledger.complaints())
     for name, taken in (("server killed", server_s), ("everything killed", everything_s)):

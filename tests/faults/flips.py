@@ -44,8 +44,8 @@ async def run(rounds: int, rng: random.Random, directory: Path) -> Result:
         await load.start()
         await load.further(COMMANDS)
         await load.stop()
-        events = await ledger.events()
-        result.judge(load, events, await ledger.tables(events[-1]))
+        events, tables = await ledger.settled()
+        result.judge(load, events, tables)
     kept = ledger.data_dir
     truth = fold(events)
     whole, root = await _noticed(kept, truth, result)

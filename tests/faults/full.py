@@ -40,8 +40,8 @@ async def run(rounds: int, rng: random.Random, directory: Path) -> Result:
                 disk.relieve()
                 await load.further(5, within=RECOVERY_S)
             await load.stop()
-            events = await ledger.events()
-            result.judge(load, events, await ledger.tables(events[-1]))
+            events, tables = await ledger.settled()
+            result.judge(load, events, tables)
         finally:
             await ledger.stop()
     result.blame(ledger.complaints())

@@ -14,6 +14,7 @@ stream is read with nothing of the product's, folded by the few lines here, and 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from bisect import bisect_right
@@ -23,10 +24,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import nats
+from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js.api import ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
 
 WINDOW = 50
+READ_TRIES = 4
 
 PROMPT_TOKENS = 11
 COMPLETION_TOKENS = 7
@@ -228,10 +231,20 @@ def wrong_rows(table: str, rows: Mapping[str, Row], folded: Mapping[str, Folded]
 
 
 async def read_stream(url: str, stream: str = "CONVO-EVENTS-0") -> list[Event]:
-    """Every event of a stream, in its order; empty when there is no such stream."""
+    """Every event of a stream, in its order; empty when there is no such stream.
+
+    Tried again when the servers do not answer: a cluster may be choosing a leader.
+    """
+    for _ in range(READ_TRIES - 1):
+        with contextlib.suppress(NatsTimeoutError):
+            return await _read_stream(url, stream)
+    return await _read_stream(url, stream)
+
+
+async def _read_stream(url: str, stream: str) -> list[Event]:
     client = await nats.connect(url.split(","), max_reconnect_attempts=-1, error_cb=quiet)
     try:
-        jetstream = client.jetstream(timeout=20)
+        jetstream = client.jetstream(timeout=10)
         try:
             state = (await jetstream.stream_info(stream)).state
         except NotFoundError:
@@ -244,7 +257,7 @@ async def read_stream(url: str, stream: str = "CONVO-EVENTS-0") -> list[Event]:
             "convo.evt.>", stream=stream, ordered_consumer=True, config=consumer
         )
         while not found or found[-1].seq < state.last_seq:
-            message = await subscription.next_msg(timeout=30)
+            message = await subscription.next_msg(timeout=20)
             assert message.headers is not None
             tokens = message.subject.split(".", 3)[3]
             seq = message.metadata.sequence.stream

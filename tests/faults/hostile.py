@@ -32,6 +32,9 @@ from tests.faults.result import Result
 from tests.faults.rig import SERVER, Ledger
 
 ANSWER_WITHIN_S = 20.0
+PATIENCE_S = 40.0
+"""Of the good clients beside them: longer than any answer may take."""
+
 WRITERS = 6
 VIEWS = ("messages", "usage", "state", "history", "events")
 AUDITS = ("replay", "verify", "export", "diff")
@@ -196,13 +199,15 @@ async def requests_run(rounds: int, rng: random.Random, directory: Path) -> Resu
     """So many hostile requests beside a load that must not notice."""
     result = Result("hostile requests", rounds=rounds)
     async with Ledger(directory / "ledger", workers=2) as ledger:
-        load = Load(ledger.url, WRITERS, rng, patience_s=10.0)
+        load = Load(ledger.url, WRITERS, rng, patience_s=PATIENCE_S)
         await load.start()
+        await ledger.answering()
         result.blame(await asyncio.to_thread(fuzz, ledger.url, rounds, rng.randrange(2**32)))
         await load.further(20)
         await load.stop()
-        events = [event for event in await ledger.events() if event.tokens.startswith("faults.")]
-        result.judge(load, events, await ledger.tables(events[-1]))
+        events, tables = await ledger.settled()
+        own = [event for event in events if event.tokens.startswith("faults.")]
+        result.judge(load, own, tables)
         if load.unanswered:
             result.blame([f"unanswered: {load.unanswered} good requests beside them"])
         result.blame(ledger.complaints())
@@ -218,7 +223,7 @@ async def crowd(rounds: int, rng: random.Random, directory: Path) -> Result:
     result = Result("idle, deaf and slow clients", rounds=rounds)
     idle = min(rounds, _room_for_sockets())
     async with Ledger(directory / "ledger", workers=2) as ledger:
-        load = Load(ledger.url, WRITERS, rng, patience_s=10.0)
+        load = Load(ledger.url, WRITERS, rng, patience_s=PATIENCE_S)
         await load.start()
         with contextlib.ExitStack() as open_sockets:
             for number in range(idle):
@@ -232,8 +237,9 @@ async def crowd(rounds: int, rng: random.Random, directory: Path) -> Result:
             peak_mb = metering.peak_memory_mb(await ledger.pid(SERVER))
         await load.further(20)
         await load.stop()
-        events = [event for event in await ledger.events() if event.tokens.startswith("faults.")]
-        result.judge(load, events, await ledger.tables(events[-1]))
+        events, tables = await ledger.settled()
+        own = [event for event in events if event.tokens.startswith("faults.")]
+        result.judge(load, own, tables)
         if load.unanswered:
             result.blame([f"unanswered: {load.unanswered} good requests beside them"])
         result.blame(ledger.complaints())

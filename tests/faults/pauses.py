@@ -43,8 +43,8 @@ async def run(rounds: int, rng: random.Random, directory: Path) -> Result:
             await load.further(1)
         await load.further(20)
         await asyncio.gather(load.stop(), patient.stop())
-        events = await ledger.events()
-        result.judge([load, patient], events, await ledger.tables(events[-1]))
+        events, tables = await ledger.settled()
+        result.judge([load, patient], events, tables)
         if patient.unanswered:
             result.blame([f"unanswered: {patient.unanswered} calls had no answer in 45 s"])
         result.notes.append(f"slowest answer to a patient caller {patient.slowest_s:.1f} s")

@@ -45,8 +45,8 @@ async def run(rounds: int, rng: random.Random, directory: Path) -> Result:
                 await load.further(1)
             await load.further(20)
             await load.stop()
-            events = await ledger.events()
-            result.judge(load, events, await ledger.tables(events[-1]))
+            events, tables = await ledger.settled()
+            result.judge(load, events, tables)
         finally:
             await ledger.stop()
     result.blame(ledger.complaints())

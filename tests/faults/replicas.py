@@ -45,8 +45,8 @@ async def _run(
             await members.whole()
         await load.further(20)
         await load.stop()
-        events = await ledger.events()
-        result.judge(load, events, await ledger.tables(events[-1]))
+        events, tables = await ledger.settled()
+        result.judge(load, events, tables)
         result.blame(ledger.complaints())
     return result.end()
 

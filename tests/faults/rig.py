@@ -26,10 +26,12 @@ from tests.faults.history import Event, Row, quiet, read_stream
 READY_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 60.0
 CAUGHT_UP_TIMEOUT_S = 60.0
+SETTLED_TIMEOUT_S = 240.0
 POLL_S = 0.01
 
 SERVER = "nats-server"
 TABLES = ("analytics", "directory")
+SERVICES = ("convo-commands", "convo-queries", "convo-audit", "convo-analytics", "convo-directory")
 
 
 class NotUp(AssertionError):
@@ -182,22 +184,39 @@ class Ledger:
             if re.search(r"Traceback|\bCRITICAL\b", line)
         ]
 
-    async def events(self) -> list[Event]:
-        """Everything on the stream."""
-        return await read_stream(self.url)
+    async def settled(self) -> tuple[list[Event], dict[str, dict[str, Row]]]:
+        """Everything on the stream, and what the tables say of each conversation, once nothing is
+        on its way any more: what nobody has waited for may still be written."""
+        async with asyncio.timeout(SETTLED_TIMEOUT_S):
+            while True:
+                events = await read_stream(self.url)
+                tables = await self._tables(events[-1].seq)
+                if len(await read_stream(self.url)) == len(events):
+                    return events, tables
 
-    async def tables(self, last: Event | None) -> dict[str, dict[str, Row]]:
-        """What the tables say of each conversation once they have the last event."""
-        if last is None:
-            return {}
+    async def answering(self) -> None:
+        """Returns once every service answers, those beside the workers too."""
+        client = await nats.connect(self.url.split(","), error_cb=quiet)
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                for service in SERVICES:
+                    while True:
+                        with contextlib.suppress(NatsError):
+                            await client.request(f"$SRV.PING.{service}", timeout=1)
+                            break
+                        await asyncio.sleep(POLL_S)
+        finally:
+            await client.close()
+
+    async def _tables(self, seq: int) -> dict[str, dict[str, Row]]:
         client = await nats.connect(
             self.url.split(","), max_reconnect_attempts=-1, error_cb=quiet, pending_size=0
         )
         try:
             async with asyncio.timeout(CAUGHT_UP_TIMEOUT_S):
                 return {
-                    "analytics": await self._analytics(client, last.seq),
-                    "directory": await self._directory(client, last.seq),
+                    "analytics": await self._analytics(client, seq),
+                    "directory": await self._directory(client, seq),
                 }
         finally:
             await client.close()

@@ -45,7 +45,7 @@ class Scenario(NamedTuple):
 
 
 SCENARIOS = {
-    "seeds": Scenario(virtual.run, 10_000, 0),
+    "seeds": Scenario(virtual.run, 10_000, 50),
     "kills": Scenario(kills.run, 100, 4),
     "comebacks": Scenario(comebacks.run, 10, 0),
     "power cuts": Scenario(power.run, 50, 2, disk.why_not),

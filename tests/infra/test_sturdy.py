@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from hypothesis import example, given
 from hypothesis import strategies as st
 from nats.aio.client import Client
@@ -41,3 +43,18 @@ def read_by(client: Client, block: bytes) -> dict[str, str] | None:
 def test_header_blocks_are_read_as_nats_py_reads_them(block: bytes) -> None:
     if block.startswith(b"NATS/1.0") or not block:
         assert read_by(SturdyClient(), block) == read_by(Client(), block)
+
+
+async def test_a_flush_that_was_given_up_ends_no_connection(nats_client: Client) -> None:
+    flushes = [asyncio.ensure_future(nats_client.flush()) for _ in range(3)]
+    while len(nats_client._pongs) < 3:  # noqa: ASYNC110 - nats-py tells nobody
+        await asyncio.sleep(0)
+    for each in flushes[:2]:
+        each.cancel()
+    await asyncio.gather(*flushes, return_exceptions=True)
+
+    await nats_client.flush(timeout=5)
+
+    assert nats_client._reading_task is not None
+    assert not nats_client._reading_task.done()
+    assert nats_client.stats["reconnects"] == 0
