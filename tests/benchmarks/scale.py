@@ -211,7 +211,8 @@ async def _by_workers(ground: Ground) -> None:
 async def _another_worker(up: Stage) -> AsyncIterator[None]:
     supervisor = Supervisor()
     log = up.server.log_file.with_name("worker-2.log")
-    supervisor.start(Program("worker-2", WORKER, environment(up.url, ROOT), log), keep=False)
+    ours = environment(up.url, ROOT, log.parent)
+    supervisor.start(Program("worker-2", WORKER, ours, log), keep=False)
     client = await nats.connect(up.url)
     try:
         while await _answers_of(client, "$SRV.PING.convo-commands") < 2:

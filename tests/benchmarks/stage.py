@@ -80,7 +80,7 @@ async def stage(
         python = (sys.executable, "-P", "-m")
         listen = (*python, echo.__name__, url)
         programs: dict[Service, Program] = {
-            "worker": _program(folder, "worker", worker, environment(url, root)),
+            "worker": _program(folder, "worker", worker, environment(url, root, folder)),
             "echo": _program(folder, "echo", listen, ours),
             "bare": _program(folder, "bare", (*listen, "bare"), ours),
             "naive": _program(folder, "naive", (*python, naive.__name__, url), ours),
@@ -147,10 +147,15 @@ async def load_process() -> AsyncIterator[LoadProcess]:
             await process.wait()
 
 
-def environment(url: str, root: Path) -> Mapping[str, str]:
-    """Ours without the operator's settings: what is measured are the defaults."""
+def environment(url: str, root: Path, folder: Path | None = None) -> Mapping[str, str]:
+    """Ours without the operator's settings: what is measured are the defaults.
+
+    `folder`: where a worker keeps what it has seen of the streams, so that it is not held to what
+    another one has seen of other streams.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    return {**kept, "PYTHONPATH": str(root), variable("nats_url"): url}
+    own = {} if folder is None else {variable("data_dir"): str(folder / "worker")}
+    return {**kept, **own, "PYTHONPATH": str(root), variable("nats_url"): url}
 
 
 def _program(
