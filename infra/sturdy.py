@@ -50,9 +50,21 @@ class SturdyClient(Client):
 
     never_answer: tuple[str, ...] = ()
 
+    fails_with_connection = False
+    """Whether requests under way fail at once when the connection is lost. nats-py has them wait
+    out their timeouts, although no answer can come any more."""
+
     def __init__(self) -> None:
         super().__init__()
         self._ps: BulkParser = BulkParser(self)
+
+    async def _process_op_err(self, e: Exception) -> None:
+        was_connected = self.is_connected
+        await super()._process_op_err(e)
+        if self.fails_with_connection and was_connected and not self.is_connected:
+            for answer in list(self._resp_map.values()):
+                if not answer.done():
+                    answer.set_exception(ConnectionResetError("the connection was lost"))
 
     def take_in_bulk(self, subscription: Subscription, take: Take) -> None:
         """Has `take` get the subscription's messages from now on until it is unsubscribed."""

@@ -124,6 +124,7 @@ async def running(
         serving.never_answer = NEVER_ANSWER
         stack.push_async_callback(serving.close)
         writing = await connect(url, name=f"{name}-write", settings=settings, kind=LeanClient)
+        writing.fails_with_connection = True  # whoever appends reads back, and is there sooner
         stack.push_async_callback(writing.close)
         reading = await connect(url, name=f"{name}-read", settings=settings, kind=LeanClient)
         stack.push_async_callback(reading.close)

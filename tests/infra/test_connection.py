@@ -107,3 +107,29 @@ async def test_it_comes_back_and_buffers_nothing(
     assert any("back at" in line for line in lines)
     assert all("\n" not in line for line in lines)
     assert not any(each.exc_info for each in caplog.records)
+
+
+async def test_a_request_under_way_may_fail_with_its_connection(
+    nats_server: EmbeddedServer,
+) -> None:
+    hasty = await connect(nats_server.url, name="hasty", settings=Settings())
+    patient = await connect(nats_server.url, name="patient", settings=Settings())
+    hasty.fails_with_connection = True
+    try:
+        await hasty.subscribe("silent")  # there is somebody, who never answers
+        asked = [
+            asyncio.ensure_future(client.request("silent", timeout=60))
+            for client in (hasty, patient)
+        ]
+        await hasty.flush()
+        await patient.flush()
+        nats_server.kill()
+        with pytest.raises(ConnectionResetError, match="the connection was lost"):
+            async with asyncio.timeout(30):
+                await asked[0]
+        assert not asked[1].done()
+        asked[1].cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+    finally:
+        await hasty.close()
+        await patient.close()
