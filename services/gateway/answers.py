@@ -46,10 +46,3 @@ def found(state: JSON, message_id: str) -> JSON | None:
             seen: JSON = message
             return seen
     return None
-
-
-def text_of(content: str | list[JSON] | None) -> str:
-    """What a message says, as text."""
-    if isinstance(content, list):
-        return "".join(part["text"] for part in content if isinstance(part.get("text"), str))
-    return content or ""

@@ -17,9 +17,10 @@ from pydantic import ConfigDict, Field
 from pydantic_core import to_json
 
 from domain.identity import ConversationId, new_id
+from domain.messages import texts_of
 from services.endpoint import NAME_MAX
 from services.gateway import answers
-from services.gateway.answers import found, text_of
+from services.gateway.answers import found
 from services.gateway.bodies import JSON, Body, milliseconds
 from services.gateway.errors import NOT_INITIALIZED, GatewayError, invalid
 from services.gateway.gateway import Gateway, Ours
@@ -250,7 +251,9 @@ async def chunks(viewer: Viewer, message_id: str, so_far: JSON | None) -> AsyncG
     yield event({"type": "start", "messageId": message_id})
     yield event({"type": "text-start", "id": TEXT})
     if so_far is not None and so_far["content"]:
-        yield event({"type": "text-delta", "id": TEXT, "delta": text_of(so_far["content"])})
+        yield event(
+            {"type": "text-delta", "id": TEXT, "delta": "".join(texts_of(so_far["content"]))}
+        )
     end: Event | None = None
     while end is None and so_far is not None and "streaming" in so_far:
         happened = await viewer.next(KEEP_ALIVE_S)

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Header, Path, Query, WebSocket, WebSocketDisconnect
 
 from domain.identity import ConversationId, decode_token, encode_token, new_id
+from domain.messages import texts_of
 from services.gateway import answers
-from services.gateway.answers import text_of
 from services.gateway.bodies import JSON, Body
 from services.gateway.errors import NOT_INITIALIZED, Forbidden, GatewayError, invalid, told
 from services.gateway.gateway import Gateway, Ours
@@ -368,7 +368,7 @@ def _catchup(state: JSON) -> Catchup:
             Message.model_construct(
                 id=each["message_id"],
                 role=each["role"],
-                content=text_of(each["content"]),
+                content="".join(texts_of(each["content"])),
                 created_at=each["timestamp"],
                 streaming="streaming" in each,
             )

@@ -9,8 +9,9 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
+from domain.messages import texts_of
 from infra.settings import Settings
-from services.responder.prompt import ChatMessage, text_of
+from services.responder.prompt import ChatMessage
 
 if TYPE_CHECKING:
     from openai.types import CompletionUsage
@@ -70,12 +71,12 @@ class Echo:
         messages: Sequence[ChatMessage],
         model: str,  # noqa: ARG002 (there is one echo)
     ) -> AsyncGenerator[str | Ending, None]:
-        text = text_of(messages[-1]["content"])
+        text = "".join(texts_of(messages[-1]["content"]))
         words = re.findall(r"\S*\s*", text)[:-1]
         for word in words:
             yield word
             await asyncio.sleep(self._pause_s)
-        prompt_tokens = sum(len(text_of(each["content"]).split()) for each in messages)
+        prompt_tokens = sum(len("".join(texts_of(each["content"])).split()) for each in messages)
         usage = {"prompt_tokens": prompt_tokens, "completion_tokens": len(words)}
         yield Ending("stop", {**usage, "model": ECHO, "provider": ECHO})
 

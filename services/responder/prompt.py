@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from domain.messages import texts_of
+
 SYSTEM_PROMPT: Final = ("system_prompt", "systemPrompt")
 """The keys of a conversation's context that may hold it; the first of them that does counts."""
 
@@ -47,13 +49,6 @@ def last_question(state: Mapping[str, Any]) -> str | None:
     return None
 
 
-def text_of(content: Any) -> str:
-    """Returns the text of a message's content: itself, or that of its text parts."""
-    if isinstance(content, str):
-        return content
-    return "".join(part.get("text") or "" for part in content or () if part.get("type") == "text")
-
-
 def _says_something(message: Mapping[str, Any]) -> bool:
     return bool(message["content"] or message.get("tool_calls"))
 
@@ -61,11 +56,21 @@ def _says_something(message: Mapping[str, Any]) -> bool:
 def _told(message: Mapping[str, Any]) -> ChatMessage:
     content = message["content"]
     if isinstance(content, list):
-        content = [part for part in content if part.get("type") in _PARTS]
+        content = [known for part in content if (known := _part(part)) is not None]
         if message["role"] != "user":
-            content = text_of(content)
+            content = "".join(texts_of(content))
     told: ChatMessage = {"role": message["role"], "content": content}
     for name in ("name", "tool_calls", "tool_call_id"):
         if name in message:
             told[name] = message[name]
     return told
+
+
+def _part(part: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns a part as the API takes it; the AI SDK's pictures are files with a URL. None for one
+    that it does not know."""
+    if part.get("type") == "file" and "file" not in part:
+        if not str(part.get("mediaType", "")).startswith("image/"):
+            return None
+        return {"type": "image_url", "image_url": {"url": part.get("url")}}
+    return dict(part) if part.get("type") in _PARTS else None

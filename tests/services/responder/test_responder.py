@@ -142,7 +142,9 @@ async def test_the_model_is_told_the_system_prompt_and_the_last_messages(rig: Ri
         await conversation.append(f"old {number}", role="assistant")
     hidden = await conversation.append("hidden")
     await conversation.do("redact", message_id=hidden["message_id"])
-    question = await conversation.append([{"type": "text", "text": "say 1"}, {"type": "custom"}])
+    picture = {"type": "file", "mediaType": "image/png", "url": "data:image/png;base64,AA=="}
+    others = [{"type": "custom"}, {**picture, "mediaType": "text/csv"}]
+    question = await conversation.append([{"type": "text", "text": "say 1"}, picture, *others])
     await conversation.append("said too late")
     async with rig.responder(model_messages=3, model_key="sk-mine"):
         await (await rig.respond(conversation, question)).end()
@@ -153,7 +155,13 @@ async def test_the_model_is_told_the_system_prompt_and_the_last_messages(rig: Ri
         {"role": "system", "content": "Be brief."},
         {"role": "assistant", "content": "old 4"},
         {"role": "assistant", "content": "old 5"},
-        {"role": "user", "content": [{"type": "text", "text": "say 1"}]},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "say 1"},
+                {"type": "image_url", "image_url": {"url": picture["url"]}},
+            ],
+        },
     ]
     assert "bearer sk-mine" in rig.model.headers[0].lower()
 
