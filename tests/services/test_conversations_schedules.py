@@ -12,13 +12,11 @@ import contextlib
 from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
 
 import pytest
-from pydantic_core import to_json
 
 from domain import conversation as conversation_module
-from domain.commands import Command, parse_command
+from domain.commands import Command
 from domain.conversation import (
     CommandContext,
     Conversation,
@@ -38,14 +36,12 @@ from services import recall as recall_module
 from services import snapshots as snapshots_module
 from services.conversations import Answer, Conversations
 from services.errors import NotYetThere
+from tests.fake.commands import some_command
 
 from .fake_store import FakeStore, Fate
 
 WINDOW = 3
 IDS = [ConversationId.parse("acme", f"c-{n}") for n in range(3)]
-VERBS = ["init", "append", "append", "append", "turn", "usage", "reset", "update", "import"]
-VERBS += ["edit", "redact", "reply.start", "reply.chunk", "reply.chunk", "reply.finish"]
-VERBS += ["close", "reopen", "reopen", "reopen"]
 
 
 @dataclass
@@ -269,41 +265,6 @@ class World:
             )
             again = self.store.conversation(sent.id.key, version)
             return decide(again, sent.id, sent.command, sent.context, Limits(), past=past)
-
-
-def some_command(random: Random, number: int, verb: str | None = None) -> Command:
-    message: dict[str, Any] = {"role": "user", "content": f"message {number}"}
-    if random.random() < 0.3:
-        message["message_id"] = some_message(random)
-    verb = verb or random.choice(VERBS)
-    bodies: dict[str, dict[str, Any]] = {
-        "init": {"user_id": f"user-{number}"},
-        "append": message,
-        "turn": {
-            "messages": [message, {"role": "assistant", "content": "indeed"}],
-            "usage": {"prompt_tokens": 3, "completion_tokens": 4},
-        },
-        "usage": {"prompt_tokens": 5, "completion_tokens": 6},
-        "reset": {"reason": f"reason {number}"},
-        "update": random.choice([{}, {"context": {"n": number}}]),
-        "import": {"messages": random.choice([[], [message]]), "mode": "append"},
-        "edit": {"message_id": some_message(random), "content": f"message {number}"},
-        "redact": {"message_id": some_message(random)},
-        "reply.start": {"message_id": some_message(random)},
-        "reply.chunk": {
-            "message_id": some_message(random),
-            "index": random.randrange(3),
-            "texts": ["indeed"] * random.randint(1, 3),
-        },
-        "reply.finish": {"message_id": some_message(random)},
-        "close": {},
-        "reopen": {},
-    }
-    return parse_command(verb, to_json(bodies[verb]))
-
-
-def some_message(random: Random) -> str:
-    return f"m{random.randrange(20)}"
 
 
 @pytest.fixture(autouse=True)
