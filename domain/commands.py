@@ -426,7 +426,8 @@ def _keys_seem_too_many(body: bytes) -> bool:
     return any(count >= VALUES_MAX for count, _ in enumerate(_BARE_KEY_ENDS.finditer(body)))
 
 
-_BARE_KEY_ENDS = re.compile(rb'(?<!\\)"\s*:')
+# The quote first: what begins with a look behind is tried at every byte, 25 times as slowly.
+_BARE_KEY_ENDS = re.compile(rb'"(?<!\\")\s*:')
 
 
 def _too_many_values() -> InvalidRequest:
