@@ -23,8 +23,10 @@ def in_memory(topology: Topology, partition: int) -> dict[str, Any]:
     return config
 
 
+FAULT = patch.object(Topology, "events_config", in_memory)
+
 if __name__ == "__main__":
     from services.cli import main
 
-    with patch.object(Topology, "events_config", in_memory):
+    with FAULT:
         main()

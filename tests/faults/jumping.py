@@ -35,8 +35,10 @@ def jumping_time() -> datetime:
     return _true_time() + random.Random(spell).choice(JUMPS)
 
 
+FAULT = patch.object(eventsourcing.domain, "datetime_now_with_tzinfo", jumping_time)
+
 if __name__ == "__main__":
     from services.cli import main
 
-    with patch.object(eventsourcing.domain, "datetime_now_with_tzinfo", jumping_time):
+    with FAULT:
         main()

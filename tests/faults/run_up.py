@@ -6,13 +6,15 @@ often than any fault would, and would only measure that.
     python -m tests.faults.run_up WORKERS PROGRAM     settings by environment
 
 PROGRAM is the module that the services run: `services.cli`, or one that does the same with a fault
-of its own.
+of its own, which holds for `convo up` too (its `FAULT`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import importlib
 import sys
 from collections.abc import Sequence
 from unittest.mock import patch
@@ -35,7 +37,8 @@ def main(workers: str, program: str) -> int:
     settings = Settings()
     logs.configure(settings)
     beside = {name: with_fault(up.BESIDE[name]) for name in BESIDE}
-    with patch.object(up, "Supervisor", functools.partial(Supervisor, patience=PATIENCE)):
+    fault = getattr(importlib.import_module(program), "FAULT", contextlib.nullcontext())
+    with fault, patch.object(up, "Supervisor", functools.partial(Supervisor, patience=PATIENCE)):
         return asyncio.run(
             up.up(settings, workers=int(workers), worker=with_fault(up.WORKER), beside=beside)
         )
