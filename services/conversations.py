@@ -233,10 +233,12 @@ class Conversations:
         window_size: int,
         cache_bytes: int,
         epoch: Callable[[], int | None] = lambda: None,
+        alone: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`epoch`: see `others.Others.epoch`; None at all times where nothing else is heard of."""
+        """`epoch` and `alone`: see `others.Others`; None where nothing else is heard."""
         self.store = store
         self._epoch = epoch
+        self._alone = alone
         self.window_size = window_size
         self._limits = limits
         self._cache_bytes = cache_bytes
@@ -508,9 +510,15 @@ class Conversations:
         raise AssertionError("unreachable")
 
     def knows(self, key: str) -> bool:
-        """Whether `view`, when nothing more is asked of it, has nothing to wait for."""
+        """Whether `view`, when nothing more is asked of it, has nothing to wait for.
+
+        Where others write, what they wrote may have been read from the socket before the request
+        and not have been heard of yet: nats-py hands each subscription's messages over in a task of
+        its own.
+        """
         entry = self._in_use.get(key)
-        return entry is not None and entry.loaded and entry.is_known(self._epoch())
+        known = entry is not None and entry.loaded and entry.is_known(self._epoch())
+        return known and self._alone()
 
     async def _stands_at(self, entry: InUse, last: Recorded | None) -> bool:
         """Whether the entry's view includes `last`; False when the caller has to look again.

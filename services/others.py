@@ -79,6 +79,11 @@ class Others:
             self._ask()
         return self._epoch if self._sure else None
 
+    @property
+    def alone(self) -> bool:
+        """Whether no other worker is known of."""
+        return not self._others
+
     async def start(self, heard: Heard) -> None:
         """Begins to listen, and greets: before the first request is taken, everybody knows.
 
