@@ -28,17 +28,25 @@ TRACE_LINES = 200
 
 def play_some(seeds: range) -> tuple[Counter[str], list[str]]:
     """Plays seeds; how often what was answered, and what was found."""
-    logging.disable(logging.CRITICAL)
     told: Counter[str] = Counter()
-    found = []
+    found: list[str] = []
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        _play_each(seeds, told, found)
+    finally:
+        logging.disable(before)
+    return told, found
+
+
+def _play_each(seeds: range, told: Counter[str], found: list[str]) -> None:
     for seed in seeds:
         try:
-            told += play(seed).told
+            told.update(play(seed).told)
         except SeedFailed as failure:
             found.append(f"{failure}\n  python -m tests.faults.seeds --first {seed} --seeds 1")
             if len(seeds) == 1:
                 found += failure.trace[-TRACE_LINES:]
-    return told, found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
