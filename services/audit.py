@@ -36,7 +36,6 @@ from projections.audit.diff import changes
 from projections.audit.entries import Replay
 from projections.state import ConversationView
 from services.endpoint import Answering, Outbox, conversation_of, start_service
-from services.errors import Refusal, Refused
 from services.paging import oldest_that_fit
 from services.queries import PAGE_MAX, Query
 from services.verification import ConversationCheck
@@ -133,10 +132,7 @@ class AuditService(Answering):
                 f"there is no audit {what[:40]!r}: ask for one of {', '.join(self._answers)}"
             )
         model, answer = self._answers[what]
-        try:
-            return await answer(id, parse_as(model, what, request.data))
-        except LedgerDamaged as error:
-            raise Refused(_damaged(error)) from error
+        return await answer(id, parse_as(model, what, request.data))
 
     # -- what is answered ----------------------------------------------------------------------
 
@@ -337,14 +333,4 @@ def _no_such_version(field: str, version: int, current: int) -> InvalidRequest:
     return InvalidRequest(
         f"the conversation is at version {current}, it has no version {version} yet",
         [{"field": field, "problem": f"at most {current}"}],
-    )
-
-
-def _damaged(error: LedgerDamaged) -> Refusal:
-    return Refusal(
-        "internal",
-        500,
-        f"the record is damaged: {error}. `convo verify` tells what is wrong with it; restore the "
-        "stream from a backup or a replica before anything else is written",
-        retryable=False,
     )

@@ -14,6 +14,7 @@ from typing import Any
 from domain.errors import ConversationError
 from infra.jetstream.errors import (
     Conflict,
+    LedgerDamaged,
     OutcomeUnknown,
     StoreUnavailable,
     TooLarge,
@@ -90,6 +91,16 @@ def refusal(error: Exception) -> Refusal:
                 retryable=True,
             )
     incident = secrets.token_hex(6)
+    if isinstance(error, LedgerDamaged):  # not a fault of ours: no traceback, but what to do
+        log.error("incident %s: the record is damaged: %s", incident, error)
+        return Refusal(
+            "internal",
+            500,
+            f"the record is damaged: {error}. `convo verify` tells what is wrong with it; restore "
+            "the stream from a backup or a replica before anything else is written",
+            retryable=False,
+            details={"incident": incident, "damaged": True},
+        )
     log.error("incident %s", incident, exc_info=error)
     return Refusal(
         "internal",

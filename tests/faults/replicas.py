@@ -19,6 +19,8 @@ from tests.faults.rig import Ledger
 WRITERS = 8
 WORKERS = 2
 BACK_WITHIN_S = 60.0
+DAMAGED = "the record is damaged"
+"""What a request is told that a damaged copy was read for: not answered, and so not wrongly."""
 
 Strike = Callable[[Members, Load, random.Random], Awaitable[None]]
 
@@ -53,6 +55,11 @@ async def _run(
                 raise
             result.notes.append("halted: the tables stood still while a damaged copy led")
             events, tables = await read_stream(members.url), {}
+        if strike is _flip:
+            halted = [each for each in load.odd if DAMAGED in each]
+            load.odd = [each for each in load.odd if DAMAGED not in each]
+            if halted:
+                result.notes.append(f"halted: {len(halted)} requests were told of the damage")
         result.judge(load, events, tables)
         result.blame(ledger.complaints())
     return result.end()
