@@ -9,6 +9,11 @@ arrived, its commit included (`whole`). A lost connection, consumer or server is
 behind the last event handed over, if that is still there. A sequence that is missing on the stream
 itself, another event where the last one was, or a batch that ends without its commit, ends it with
 LedgerDamaged: nothing is skipped.
+
+A stream may have several copies, and a consumer reads one of them, chosen by chance. One that is
+damaged, or is behind and stays so, delivers nothing any more and still sends heartbeats: the feed
+looks whether the stream has what does not come. And what one copy does not have is not lost yet:
+that it is comes out when as many consumers as `DOUBTS_MAX` got no further.
 """
 
 from __future__ import annotations
@@ -46,6 +51,13 @@ REQUEST_EXPIRES_S = 30.0
 HEARTBEAT_S = 1.0
 SILENCE_MAX_S = 2.5 * HEARTBEAT_S
 """Without a message or heartbeat, after which the consumer is taken for lost."""
+
+LOOK_S = 2.0
+"""Between two looks whether the stream has events that do not come, while none comes."""
+
+DOUBTS_MAX = 8
+"""So many consumers in a row have to find the stream damaged at the same place. With one of three
+copies damaged, all of them read that one once in 6,600 times."""
 
 CONSUMER_INACTIVE_S = 60
 CALL_TIMEOUT_S = 2.0
@@ -93,6 +105,9 @@ class Feed:
         self._open_line = b""  # what its messages have in common
         self._asked = 0  # messages still to come of what was asked for
         self._heard_at = 0.0
+        self._looked_at = 0.0
+        self._received_then = seq  # and what was received, and what was there, at that look
+        self._there_then = 0
         self._lost = ""
         self._error: LedgerDamaged | None = None
 
@@ -105,16 +120,27 @@ class Feed:
         """Follows the stream until the taker is stopped. Raises LedgerDamaged."""
         self._changed = asyncio.Event()
         pause = PAUSE_S
+        doubts = 0
         while not self._taker.is_stopped():
             before = self._passed_on
+            damage: LedgerDamaged | None = None
             try:
                 await self._follow(nc, self._changed)
             except _LOST as error:
                 self._lost = reason(error)
+            except LedgerDamaged as error:
+                damage, self._lost = error, str(error)
             if self._taker.is_stopped():
                 return
-            log.info("following %s again: %s", self._stream, self._lost)
-            pause = PAUSE_S if self._passed_on > before else min(pause * 2, PAUSE_MAX_S)
+            moved = self._passed_on > before
+            pause = PAUSE_S if moved else min(pause * 2, PAUSE_MAX_S)
+            doubts = 0 if damage is None or moved else doubts
+            if damage is not None:
+                doubts += 1
+                if doubts == DOUBTS_MAX:
+                    raise damage
+            level = logging.INFO if damage is None else logging.WARNING
+            log.log(level, "following %s again: %s", self._stream, self._lost)
             await asyncio.sleep(pause)
 
     async def _follow(self, nc: Client, changed: asyncio.Event) -> None:
@@ -123,6 +149,7 @@ class Feed:
         self._whole, self._open = [], []
         self._asked = 0
         self._lost = ""
+        self._error = None
         name = NUID().next().decode()
         inbox = nc.new_inbox()
         reconnects = nc.stats["reconnects"]
@@ -130,7 +157,8 @@ class Feed:
         try:
             await self._recognise(nc)
             await self._create(nc, name)
-            self._heard_at = time.monotonic()
+            self._heard_at = self._looked_at = time.monotonic()
+            self._received_then, self._there_then = self._received, 0
             while not self._taker.is_stopped():
                 await self._ask(nc, name, inbox)
                 with contextlib.suppress(TimeoutError):
@@ -144,6 +172,8 @@ class Feed:
                     self._lost = "the connection was lost"
                 elif self._asked and time.monotonic() - self._heard_at > SILENCE_MAX_S:
                     self._lost = "nothing was heard of the consumer"
+                elif await self._stands_still(nc):
+                    self._lost = f"sequence {self._received + 1} is there and does not come"
                 if self._lost:
                     await self._check_gap(nc)
                     return
@@ -195,6 +225,8 @@ class Feed:
     async def _ask(self, nc: Client, name: str, inbox: str) -> None:
         """Asks for more, so that there is always a request that the server can answer at once."""
         self.starved = not self._taker.has_room
+        if not self._asked:
+            self._heard_at = time.monotonic()  # nothing was due
         while not self.starved and self._asked <= REQUEST_EVENTS:
             self._asked += REQUEST_EVENTS
             await nc.publish(
@@ -263,12 +295,32 @@ class Feed:
             self._taker.hand_over(whole)
             self._passed_on, self._passed_on_digest = whole[-1].seq, whole[-1].digest
 
+    async def _stands_still(self, nc: Client) -> bool:
+        """Whether nothing has come since the last look, and the stream had something then."""
+        now = time.monotonic()
+        if not self._asked or now - self._looked_at < LOOK_S:
+            return False
+        self._looked_at = now
+        if self._received > self._received_then:
+            self._received_then, self._there_then = self._received, 0
+            return False
+        if self._there_then > self._received:
+            return True
+        with contextlib.suppress(StoreUnavailable):  # no leader for now: no reason to begin anew
+            self._there_then = await self._last_seq(nc)
+        return False
+
+    async def _last_seq(self, nc: Client) -> int:
+        """The stream's last sequence, as its leader has it."""
+        info = await call(nc, f"STREAM.INFO.{self._stream}", {}, timeout=CALL_TIMEOUT_S)
+        last: int = info.get("state", {}).get("last_seq", 0)
+        return last
+
     async def _check_gap(self, nc: Client) -> None:
         """Raises LedgerDamaged when the stream has no message at a sequence that did not come."""
         missing = self._received + 1
         # In this order: what comes between the two answers is no gap.
-        info = await call(nc, f"STREAM.INFO.{self._stream}", {}, timeout=CALL_TIMEOUT_S)
-        if info.get("state", {}).get("last_seq", 0) <= missing:
+        if await self._last_seq(nc) <= missing:
             return
         answer = await call(
             nc, f"STREAM.MSG.GET.{self._stream}", {"seq": missing}, timeout=CALL_TIMEOUT_S

@@ -106,6 +106,8 @@ class Server:
         self.down = False
         self.wedged = False
         self._wedging = False
+        self.holes: set[tuple[int, int]] = set()  # (replica, sequence): its copy has lost that one
+        self.unreadable: dict[int, int] = {}  # by replica: where its copy cannot be read any more
         self._loop = asyncio.get_running_loop()
         self._paused: list[Callable[[], None]] | None = None
         self._busy: dict[str, list[Callable[[], None]]] = {}
@@ -529,7 +531,7 @@ class Server:
                 return {"error": refusal(10057, "message delete not permitted", 500)}
             case "STREAM.MSG.GET":
                 found = self._chosen(stream, asked, upto)
-                if found is None:
+                if found is None or (0, found.seq) in self.holes:
                     return {"error": refusal(10037, "no message found", 404)}
                 return {"message": _got(found)}
             case "CONSUMER.CREATE":
@@ -575,9 +577,11 @@ class Server:
             return
         stream = consumer.stream
         upto = self._upto(stream, consumer.replica)
+        upto = min(upto, self.unreadable.get(consumer.replica, upto + 1) - 1)
         if consumer.next_seq > upto:
             return
         found = stream.from_seq(consumer.next_seq, consumer.pattern, upto)
+        found = [each for each in found if (consumer.replica, each.seq) not in self.holes]
         for place, message in enumerate(found):
             if not consumer.requests:
                 return

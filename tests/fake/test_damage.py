@@ -75,11 +75,11 @@ class Taker:
         self.seqs += [event.seq for event in events]
 
 
-def on_a_fake(play: Callable[[Ground], Awaitable[None]]) -> None:
+def on_a_fake(play: Callable[[Ground], Awaitable[None]], *, replicas: int = 1) -> None:
     """Plays on a server on which nothing goes wrong by itself."""
 
     async def main(clock: Clock) -> None:
-        server = Server(clock, Weather(Random(1)))
+        server = Server(clock, Weather(Random(1)), replicas=replicas)
         client = FakeClient(server, "c")
         topology = Topology(stream="S", prefix="e")
         store = await Store.open(topology, writing=client.as_client, reading=client.as_client)
@@ -180,3 +180,53 @@ def test_a_stream_that_went_back_in_time_stops_the_feed(reissued: int) -> None:
         assert taker.seqs == [1, 2, 3]
 
     on_a_fake(play)
+
+
+# -- one copy of three ---------------------------------------------------------------------------
+
+FOLLOWERS = 10
+"""Each with a consumer on a copy chosen by chance."""
+
+
+def test_an_event_that_the_leading_copy_has_lost_is_had_from_another() -> None:
+    async def play(ground: Ground) -> None:
+        await ground.append("a", 6)
+        await asyncio.sleep(1)  # every copy has them
+        ground.server.holes.add((0, 3))
+        for _ in range(FOLLOWERS):
+            taker = Taker()
+            await followed(ground, taker, 20.0)
+            assert taker.seqs == [1, 2, 3, 4, 5, 6]
+
+    on_a_fake(play, replicas=3)
+
+
+def test_an_event_that_no_copy_has_stops_the_feed() -> None:
+    async def play(ground: Ground) -> None:
+        await ground.append("a", 2)
+        await ground.append("a", 4)
+        await asyncio.sleep(1)
+        ground.server.holes |= {(replica, 3) for replica in range(3)}
+        taker = Taker()
+        with pytest.raises(LedgerDamaged, match="none with sequence 3"):
+            await followed(ground, taker, 60.0)
+        assert taker.seqs == [1, 2]
+
+    on_a_fake(play, replicas=3)
+
+
+@pytest.mark.parametrize("replica", [0, 1, 2])
+def test_a_consumer_on_a_copy_that_cannot_be_read_is_given_up(replica: int) -> None:
+    async def play(ground: Ground) -> None:
+        await ground.append("a", 2)
+        # given a copy whose consumers send heartbeats and nothing else
+        ground.server.unreadable[replica] = 3
+        for number in range(FOLLOWERS):
+            taker = Taker()
+            following = asyncio.ensure_future(followed(ground, taker, 55.0))
+            await asyncio.sleep(5)
+            await ground.append("a")
+            await following
+            assert taker.seqs == list(range(1, 4 + number))
+
+    on_a_fake(play, replicas=3)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+from nats.micro.request import Request
 from nats.nuid import NUID
 from pydantic_core import to_json
 
@@ -132,3 +135,24 @@ async def turns(number: int = 20) -> None:
     """Lets the loop go on for a while."""
     for _ in range(number):
         await asyncio.sleep(0)
+
+
+class Answers:
+    """A connection that keeps what is replied."""
+
+    max_payload = 8_000_000
+    is_connected = False
+
+    def __init__(self) -> None:
+        self.given: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    async def publish(self, subject: str, body: bytes, headers: dict[str, str] | None) -> None:
+        self.given.put_nowait(json.loads(body))
+
+
+def request(subject: str, body: bytes = b"", headers: dict[str, str] | None = None) -> Request:
+    """A request as a service takes it."""
+    asked = SimpleNamespace(
+        subject=subject, data=body, headers=headers or {}, _msg=SimpleNamespace(reply="inbox")
+    )
+    return cast("Request", asked)

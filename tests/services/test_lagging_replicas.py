@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import pytest_asyncio
 from nats.aio.client import Client
-from nats.micro.request import Request
 
 from infra.jetstream.envelope import Recorded
 from infra.jetstream.reader import Reader, _Page
@@ -25,7 +23,7 @@ from services.conversations import Conversations
 from services.endpoint import COMMAND_ID, CONSISTENCY, MIN_SEQ, Outbox
 from services.queries import QueryService
 
-from .rigs import ADAS, append, init, ledger, process_on
+from .rigs import ADAS, Answers, append, init, ledger, process_on, request
 
 LAGS_FOR_S = 0.15
 
@@ -64,19 +62,6 @@ class LaggingReader(Reader):
         return page
 
 
-class Answers:
-    """A connection that keeps what is replied."""
-
-    max_payload = 8_000_000
-    is_connected = False
-
-    def __init__(self) -> None:
-        self.given: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-
-    async def publish(self, subject: str, body: bytes, headers: dict[str, str] | None) -> None:
-        self.given.put_nowait(json.loads(body))
-
-
 class Served:
     """Both services on conversations whose replica can be made to lag."""
 
@@ -96,16 +81,8 @@ class Served:
             {"command_id": COMMAND_ID, "min_seq": MIN_SEQ, "consistency": CONSISTENCY}[name]: value
             for name, value in headers.items()
         }
-        request = cast(
-            "Request",
-            SimpleNamespace(
-                subject=f"convo.{kind}.{ADAS.key}.{word}",
-                data=json.dumps(body).encode(),
-                headers=named,
-                _msg=SimpleNamespace(reply="inbox"),
-            ),
-        )
-        await (self.commands if kind == "cmd" else self.queries).handle(request)
+        asked = request(f"convo.{kind}.{ADAS.key}.{word}", json.dumps(body).encode(), named)
+        await (self.commands if kind == "cmd" else self.queries).handle(asked)
         async with asyncio.timeout(10):
             return await self.answers.given.get()
 

@@ -21,8 +21,12 @@ from infra.settings import Settings
 from services import others
 from services.bootstrap import Process, running
 from services.conversations import Answer
+from services.endpoint import Outbox
 from services.others import WORKERS, Others
+from services.queries import QueryService
 from tests.infra.jetstream.rigs import connected
+
+from .rigs import Answers, request
 
 WORKER = ("commands", "queries")
 
@@ -137,6 +141,42 @@ async def test_a_worker_that_comes_is_noticed_before_it_writes(
             await told(second, "append", "visited", role="assistant", content="from elsewhere")
 
             assert await shown(first, "visited") == 2
+
+
+async def test_an_event_that_was_read_before_a_request_is_in_its_answer(
+    nats_server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hearing: list[Others] = []
+    start = Others.start
+
+    async def noted(known: Others, heard: others.Heard) -> None:
+        hearing.append(known)
+        await start(known, heard)
+
+    monkeypatch.setattr(Others, "start", noted)
+    async with worker(nats_server, tmp_path) as one, worker(nats_server, tmp_path) as two:
+        await until(lambda: sure(one) and sure(two))
+        await told(one, "init", "read", user_id="ada")
+        assert await shown(one, "read") == 1
+        # given an event of the other's that has come, and whose turn in the loop has not
+        listening = hearing[0]._listening
+        assert listening is not None
+        come: asyncio.Queue[Msg] = asyncio.Queue()
+        fold = listening._cb
+        monkeypatch.setattr(listening, "_cb", come.put)
+        await told(two, "append", "read", role="assistant", content="from elsewhere")
+        event = await asyncio.wait_for(come.get(), 20)
+        monkeypatch.setattr(listening, "_cb", fold)
+        assert await shown(one, "read") == 1
+        listening._pending_size += len(event.data)
+        listening._pending_queue.put_nowait(event)
+        # when a request comes behind it, in the same read
+        answers = Answers()
+        outbox = Outbox(cast("Client", answers))
+        await QueryService(one.conversations, outbox).handle(request("convo.get.acme.read.usage"))
+        # then it is answered behind it too
+        assert (await asyncio.wait_for(answers.given.get(), 20))["version"] == 2
+        await outbox.close()
 
 
 async def test_a_worker_that_leaves_leaves_the_other_alone(
