@@ -14,7 +14,6 @@ stream is read with nothing of the product's, folded by the few lines here, and 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from bisect import bisect_right
@@ -29,7 +28,7 @@ from nats.js.api import ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
 
 WINDOW = 50
-READ_TRIES = 4
+READ_TRIES = 8
 
 PROMPT_TOKENS = 11
 COMPLETION_TOKENS = 7
@@ -233,12 +232,22 @@ def wrong_rows(table: str, rows: Mapping[str, Row], folded: Mapping[str, Folded]
 async def read_stream(url: str, stream: str = "CONVO-EVENTS-0") -> list[Event]:
     """Every event of a stream, in its order; empty when there is no such stream.
 
-    Tried again when the servers do not answer: a cluster may be choosing a leader.
+    Tried again when the servers do not answer (a cluster may be choosing a leader), and when one is
+    missing: it is lost when no copy has it, and whose copy is read is chance.
     """
-    for _ in range(READ_TRIES - 1):
-        with contextlib.suppress(NatsTimeoutError):
-            return await _read_stream(url, stream)
-    return await _read_stream(url, stream)
+    most: list[Event] = []
+    for tries_left in range(READ_TRIES - 1, -1, -1):
+        try:
+            found = await _read_stream(url, stream)
+        except NatsTimeoutError:
+            if tries_left or most:
+                continue
+            raise
+        if len(found) >= len(most):
+            most = found
+        if [event.seq for event in found] == list(range(1, len(found) + 1)):
+            break
+    return most
 
 
 async def _read_stream(url: str, stream: str) -> list[Event]:

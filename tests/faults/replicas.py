@@ -112,7 +112,7 @@ async def _roll(members: Members, load: Load, rng: random.Random) -> None:
 async def flips(rounds: int, rng: random.Random, directory: Path) -> Result:
     """So many times one copy is damaged while its server is down; then that copy has to lead."""
     result = await _run("R3 bit flips", _flip, rounds, rng, directory)
-    result.notes.append("each damaged copy was healed by its peers, or did not come to lead")
+    result.notes.append("what a damaged copy had lost was read from another one")
     return result
 
 
