@@ -106,7 +106,7 @@ class Settings(BaseSettings):
     """The notary signs a checkpoint with every so many events …"""
     checkpoint_every: Duration = timedelta(seconds=60)
     """… and, where any have come, after so long."""
-    cache_bytes: ByteSize = Field(default=ByteSize(256 * 1024 * 1024), ge=0)
+    cache_bytes: ByteSize = Field(default=ByteSize(128 * 1024 * 1024), ge=0)
     analytics_memory: ByteSize = Field(default=ByteSize(1024 * 1024 * 1024), ge=64 * 1024 * 1024)
     """What DuckDB may take for the tables and all queries together."""
     quack_port: int | None = Field(default=None, ge=1, le=65_535)
