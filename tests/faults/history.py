@@ -235,19 +235,17 @@ async def read_stream(url: str, stream: str = "CONVO-EVENTS-0") -> list[Event]:
     Tried again when the servers do not answer (a cluster may be choosing a leader), and when one is
     missing: it is lost when no copy has it, and whose copy is read is chance.
     """
-    most: list[Event] = []
+    found: dict[int, Event] = {}
     for tries_left in range(READ_TRIES - 1, -1, -1):
         try:
-            found = await _read_stream(url, stream)
+            found |= {event.seq: event for event in await _read_stream(url, stream)}
         except NatsTimeoutError:
-            if tries_left or most:
+            if tries_left or found:
                 continue
             raise
-        if len(found) >= len(most):
-            most = found
-        if [event.seq for event in found] == list(range(1, len(found) + 1)):
+        if len(found) == max(found, default=0):
             break
-    return most
+    return [found[seq] for seq in sorted(found)]
 
 
 async def _read_stream(url: str, stream: str) -> list[Event]:
