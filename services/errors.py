@@ -96,8 +96,9 @@ def refusal(error: Exception) -> Refusal:
         return Refusal(
             "internal",
             500,
-            f"the record is damaged: {error}. `convo verify` tells what is wrong with it; restore "
-            "the stream from a backup or a replica before anything else is written",
+            f"the record is damaged: {error} (incident {incident} in the log). `convo verify` "
+            "tells what is wrong with it; restore the stream from a backup or a replica before "
+            "anything else is written",
             retryable=False,
             details={"incident": incident, "damaged": True},
         )
