@@ -111,7 +111,8 @@ const scenarios = {
     await finished(page, said(2));
     await page.keyboard.press("Shift+Tab"); // to the messages, then to the list and through it
     assert.equal(await page.evaluate(() => document.activeElement.id), "scroller");
-    await page.locator("#new").focus();
+    await page.waitForFunction(() => document.querySelector("#chats a")?.textContent.includes("stall after 6"));
+    await page.locator("#new").focus(); // only now: the list follows the ledger by some milliseconds
     await page.keyboard.press("Tab");
     assert.match(await page.evaluate(() => document.activeElement.textContent), /stall after 6/);
     await page.keyboard.press("Tab");
