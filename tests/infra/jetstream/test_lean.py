@@ -150,10 +150,16 @@ async def test_a_request_that_is_given_up_leaves_nothing_behind(
     clients: tuple[Client, Client],
 ) -> None:
     original, lean = clients
-    await original.subscribe("silence", cb=ignore)
+    arrived = asyncio.Event()
+
+    async def hear(_: Msg) -> None:
+        arrived.set()
+
+    await original.subscribe("silence", cb=hear)
     await original.flush()
     waiting = asyncio.ensure_future(lean.request("silence", b"", timeout=60, headers=EVENT))
-    await lean.flush()
+    async with asyncio.timeout(10):
+        await arrived.wait()
     assert len(lean._resp_map) == 1
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
