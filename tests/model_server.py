@@ -3,6 +3,7 @@ user message tells it.
 
     say 5                 five pieces ("0 ", "1 " …), then usage and the end
     say 200 every 0.01    a piece every so many seconds
+    say 60 hold 20 x      twenty pieces; the others once `POST /go/x` was sent here
     say 30 of 1000        pieces of so many characters
     stall after 3         three pieces, then nothing more; the connection stays open
     break after 3         three pieces, then the connection is cut
@@ -20,6 +21,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from typing import Any, Self
 
@@ -35,6 +37,7 @@ class ModelServer:
         self.requests: list[JSON] = []
         self.headers: list[str] = []
         self.gone = 0
+        self._go: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._server: asyncio.Server | None = None
 
     @property
@@ -68,6 +71,12 @@ class ModelServer:
                 ),
                 0,
             )
+            if head.startswith("POST /go/"):
+                self._go[head.split()[1].removeprefix("/go/")].set()
+                writer.write(b"HTTP/1.1 204 Gone on\r\nconnection: close\r\n\r\n")
+                await writer.drain()
+                writer.close()
+                return
             if not length:
                 writer.transport.abort()  # somebody looks whether we are up
                 return
@@ -101,7 +110,7 @@ class ModelServer:
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n"
             b"transfer-encoding: chunked\r\n\r\n"
         )
-        async for event in events(script, body):
+        async for event in self._events(script, body):
             data = f"data: {event}\n\n".encode()
             writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
             await writer.drain()
@@ -112,44 +121,36 @@ class ModelServer:
         writer.write_eof()
         await asyncio.sleep(0.05)
 
-
-async def events(script: str, body: JSON) -> AsyncIterator[str]:
-    """The events of one answer, as the API streams them."""
-    match script.split():
-        case ["say", count]:
-            async for event in pieces(int(count), 0, body):
-                yield event
-        case ["say", count, "every", pause]:
-            async for event in pieces(int(count), float(pause), body):
-                yield event
-        case ["say", count, "of", size]:
-            for _ in range(int(count)):
-                yield chunk("x" * int(size), body)
-            yield finish(int(count), body)
-        case ["stall" | "break" | "end" | "error" as then, "after", count]:
-            for number in range(int(count)):
-                yield chunk(f"{number} ", body)
-            if then == "stall":
-                await asyncio.Event().wait()
-            if then == "error":
-                yield json.dumps({"error": {"message": "overloaded: key sk-secret"}})
-            return
-        case ["garbage"]:
-            yield "{"
-            return
-        case _:
-            yield chunk(script, body)
-            yield finish(1, body)
-            yield "[DONE]"
-
-
-async def pieces(count: int, pause_s: float, body: JSON) -> AsyncIterator[str]:
-    for number in range(count):
-        yield chunk(f"{number} ", body)
-        if pause_s:
-            await asyncio.sleep(pause_s)
-    yield finish(count, body)
-    yield "[DONE]"
+    async def _events(self, script: str, body: JSON) -> AsyncIterator[str]:
+        """The events of one answer, as the API streams them."""
+        match script.split():
+            case ["say", count, "of", size]:
+                for _ in range(int(count)):
+                    yield chunk("x" * int(size), body)
+                yield finish(int(count), body)
+            case ["say", count, *how]:
+                for number in range(int(count)):
+                    match how:
+                        case ["every", pause] if number:
+                            await asyncio.sleep(float(pause))
+                        case ["hold", first, name] if number == int(first):
+                            await self._go[name].wait()
+                    yield chunk(f"{number} ", body)
+                yield finish(int(count), body)
+                yield "[DONE]"
+            case ["stall" | "break" | "end" | "error" as then, "after", count]:
+                for number in range(int(count)):
+                    yield chunk(f"{number} ", body)
+                if then == "stall":
+                    await asyncio.Event().wait()
+                if then == "error":
+                    yield json.dumps({"error": {"message": "overloaded: key sk-secret"}})
+            case ["garbage"]:
+                yield "{"
+            case _:
+                yield chunk(script, body)
+                yield finish(1, body)
+                yield "[DONE]"
 
 
 def said(count: int) -> str:

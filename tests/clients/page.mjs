@@ -1,15 +1,16 @@
 // The page at `/` in a real Chromium, driven by playwright-core.
 //
-//     node page.mjs SCENARIO URL CHROMIUM [KEY]
+//     node page.mjs SCENARIO URL MODEL CHROMIUM [KEY]
 //
-// Ends with status 0 when everything was as it has to be. What this program cannot do by itself it
+// MODEL is the model server's URL: what it holds (tests/model_server.py) goes on when a scenario says so,
+// so that nothing here depends on how fast anybody is. Ends with status 0 when everything was as it has to be. What this program cannot do by itself it
 // asks for with a line on standard output, and waits for a line on standard input.
 
 import assert from "node:assert/strict";
 import { createInterface } from "node:readline";
 import { chromium } from "playwright-core";
 
-const [scenario, url, executablePath, apiKey] = process.argv.slice(2);
+const [scenario, url, model, executablePath, apiKey] = process.argv.slice(2);
 const FLAGS = [
   "--no-sandbox",
   "--disable-gpu",
@@ -47,9 +48,11 @@ async function say(page, text) {
   await page.press("#prompt", "Enter");
 }
 
+const go = () => fetch(`${model}/go/${scenario}`, { method: "POST" });
 const answers = (page) => page.locator(".message.assistant .said");
 const lastAnswer = (page) => answers(page).last().textContent();
-const streaming = (page) => page.locator(".message.streaming").waitFor();
+const streaming = (page, text) =>
+  page.waitForFunction((part) => document.querySelector(".message.streaming .said")?.textContent === part, text);
 const finished = (page, text) =>
   page.waitForFunction((whole) => {
     const found = [...document.querySelectorAll(".message.assistant:not(.streaming) .said")];
@@ -60,22 +63,23 @@ const scenarios = {
   async sends_and_streams() {
     const page = await tab();
     await page.goto(url);
-    await say(page, "say 40 every 0.02");
-    await streaming(page);
+    await say(page, `say 40 hold 10 ${scenario}`);
+    await streaming(page, said(10));
     assert.match(page.url(), /\?chat=.+/);
+    await go();
     await finished(page, said(40));
     await page.locator("#chats a[aria-current=page]", { hasText: "say 40" }).waitFor();
-    assert.equal(await page.title(), "say 40 every 0.02 – Conversation Ledger");
+    assert.equal(await page.title(), "say 40 hold 10 sends_and_streams – Conversation Ledger");
   },
 
   async reloads_in_mid_answer() {
     const page = await tab();
     await page.goto(url);
-    await say(page, "say 150 every 0.02");
-    await streaming(page);
-    await page.waitForFunction(() => document.querySelector(".streaming .said").textContent.length > 20);
+    await say(page, `say 150 hold 50 ${scenario}`);
+    await streaming(page, said(50));
     await page.reload();
-    await streaming(page);
+    await streaming(page, said(50));
+    await go();
     await finished(page, said(150));
     await page.reload();
     await finished(page, said(150));
@@ -90,12 +94,14 @@ const scenarios = {
     const other = await tab();
     await other.goto(one.url());
     await finished(other, said(10));
-    await say(other, "say 80 every 0.01");
-    await streaming(one);
+    const prompt = `say 80 hold 30 ${scenario}`;
+    await say(other, prompt);
+    await Promise.all([streaming(one, said(30)), streaming(other, said(30))]);
+    await go();
     await Promise.all([finished(one, said(80)), finished(other, said(80))]);
     const texts = (page) => page.locator(".message .said").allTextContents();
     assert.deepEqual(await texts(one), await texts(other));
-    assert.deepEqual(await texts(one), ["say 10", said(10), "say 80 every 0.01", said(80)]);
+    assert.deepEqual(await texts(one), ["say 10", said(10), prompt, said(80)]);
   },
 
   async stops_and_goes_on_by_keyboard() {
@@ -103,7 +109,7 @@ const scenarios = {
     await page.goto(url);
     await page.keyboard.type("stall after 6"); // the field has the focus from the start
     await page.keyboard.press("Enter");
-    await page.waitForFunction((text) => document.querySelector(".streaming .said")?.textContent === text, said(6));
+    await streaming(page, said(6));
     await page.keyboard.press("Escape");
     await finished(page, said(6));
     await page.keyboard.type("say 2");
@@ -130,10 +136,11 @@ const scenarios = {
   async reconnects() {
     const page = await tab();
     await page.goto(url);
-    await say(page, "say 200 every 0.02");
-    await streaming(page);
+    await say(page, `say 200 hold 60 ${scenario}`);
+    await streaming(page, said(60));
     await please("kill the gateway");
     await page.getByText("Reconnecting").waitFor();
+    await go(); // it is written while nobody watches
     await please("start it again");
     await finished(page, said(200));
     await page.waitForFunction(() => document.querySelector("#connection").textContent === "");
@@ -145,8 +152,9 @@ const scenarios = {
     await say(page, "end after 3");
     await page.getByText("The answer broke off").waitFor();
     assert.equal(await lastAnswer(page), said(3));
+    await answers(page).evaluate((element) => element.classList.add("old"));
     await page.click("#again");
-    await page.locator("#notice").waitFor({ state: "hidden" });
+    await page.locator(".message.assistant .said:not(.old)").waitFor();
     await page.getByText("The answer broke off").waitFor();
     assert.equal(await answers(page).count(), 1);
   },
@@ -182,9 +190,11 @@ const withKeys = {
       await page.keyboard.press("Enter");
     }
     await page.locator("#signing-in[open]").waitFor({ state: "detached" });
-    await say(page, "say 60 every 0.02");
-    await streaming(page);
+    await say(page, `say 60 hold 20 ${scenario}`);
+    await streaming(page, said(20));
     await page.reload(); // the key is kept for the tab
+    await streaming(page, said(20));
+    await go();
     await finished(page, said(60));
 
     const other = await tab();

@@ -14,13 +14,14 @@ import pytest
 
 from services.gateway.keys import KeyFile
 from tests.services.gateway.site import GatewayProcess, Site
+from tests.services.gateway.talking import Talking
 
 HERE = Path(__file__).parent
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
 )
 
-pytestmark = [pytest.mark.clients, pytest.mark.usefixtures("talking")]
+pytestmark = pytest.mark.clients
 
 
 def scenarios(program: str) -> list[str]:
@@ -60,17 +61,17 @@ async def run(gateway: GatewayProcess, program: str, *arguments: str) -> None:
 
 
 @pytest.mark.parametrize("scenario", scenarios("chat.mjs"))
-async def test_use_chat(gateway: GatewayProcess, scenario: str) -> None:
-    await run(gateway, "chat.mjs", scenario, gateway.http)
+async def test_use_chat(gateway: GatewayProcess, talking: Talking, scenario: str) -> None:
+    await run(gateway, "chat.mjs", scenario, gateway.http, talking.model.http)
 
 
 @pytest.mark.parametrize("scenario", scenarios("page.mjs"))
-async def test_the_page(gateway: GatewayProcess, scenario: str) -> None:
-    await run(gateway, "page.mjs", scenario, gateway.http, CHROMIUM)
+async def test_the_page(gateway: GatewayProcess, talking: Talking, scenario: str) -> None:
+    await run(gateway, "page.mjs", scenario, gateway.http, talking.model.http, CHROMIUM)
 
 
-async def test_the_page_asks_for_a_key(site: Site, tmp_path: Path) -> None:
+async def test_the_page_asks_for_a_key(site: Site, talking: Talking, tmp_path: Path) -> None:
     keys = KeyFile(tmp_path / "keys.json")
     key = keys.add("ada", "acme", "ada")
     keyed = site.gateway(auth="keys", keys_file=keys.path)
-    await run(keyed, "page.mjs", "signs_in", keyed.http, CHROMIUM, key)
+    await run(keyed, "page.mjs", "signs_in", keyed.http, talking.model.http, CHROMIUM, key)

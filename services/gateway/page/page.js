@@ -430,7 +430,7 @@ async function stop() {
     notice(`The answer goes on: ${error.message}`);
   }
   the("stop").disabled = false;
-  the("prompt").focus();
+  if ([the("stop"), document.body, null].includes(document.activeElement)) the("prompt").focus();
 }
 
 // -- what people do ---------------------------------------------------------------------------------

@@ -23,9 +23,18 @@ class ModelProcess(Worker):
         self.command = [sys.executable, "-m", "tests.model_server", "--port", str(self.port)]
 
     @property
+    def http(self) -> str:
+        """Its URL."""
+        return f"http://{HOST}:{self.port}"
+
+    @property
     def url(self) -> str:
         """What CONVO_MODEL_URL has to be."""
-        return f"http://{HOST}:{self.port}/v1"
+        return f"{self.http}/v1"
+
+    def go(self, name: str) -> None:
+        """Lets the answers go on that `hold` under this name."""
+        httpx.post(f"{self.http}/go/{name}").raise_for_status()
 
     def start(self) -> None:
         """Returns once it listens."""

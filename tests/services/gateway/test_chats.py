@@ -18,6 +18,7 @@ import pytest
 from tests.acceptance.client import Conversation, Ledger
 from tests.model_server import said
 from tests.services.gateway.site import Site
+from tests.services.gateway.talking import Talking
 
 pytestmark = pytest.mark.usefixtures("talking")
 
@@ -129,17 +130,23 @@ async def test_a_message_alone_does_too(http: httpx.AsyncClient) -> None:
     assert text_in(await streamed(http, id, {"message": message})) == "hello"
 
 
-async def test_an_answer_goes_on_and_is_resumed_from_its_beginning(http: httpx.AsyncClient) -> None:
+async def test_an_answer_goes_on_and_is_resumed_from_its_beginning(
+    http: httpx.AsyncClient, talking: Talking
+) -> None:
     id = await made(http)
     assert (await http.get(f"/api/chat/{id}/stream")).status_code == 204
-    body = asked("say 60 every 0.02", "m-1")
+    body = asked(f"say 60 hold 20 {id}", "m-1")
     async with http.stream("POST", f"/api/chat/{id}", json=body) as answer:
         async for chunk in chunks(answer):
             if chunk != "[DONE]" and "delta" in chunk:
                 break
 
     async with http.stream("GET", f"/api/chat/{id}/stream") as answer:
-        found = [chunk async for chunk in chunks(answer)]
+        found = []
+        async for chunk in chunks(answer):
+            found.append(chunk)
+            if text_in(found) == said(20):
+                talking.model.go(id)
 
     assert found[0] == {"type": "start", "messageId": "re-m-1"}
     assert found[-2]["type"] == "finish"
@@ -292,15 +299,16 @@ async def test_openapi_says_what_streams(http: httpx.AsyncClient) -> None:
 
 
 async def test_a_gateway_that_stops_cuts_streams_off_so_that_nobody_takes_them_for_whole(
-    site: Site, http: httpx.AsyncClient
+    site: Site, http: httpx.AsyncClient, talking: Talking
 ) -> None:
     stopping = site.gateway()
     id = await made(http)
+    body = asked(f"say 100 hold 20 {id}")
 
     async def read() -> None:
         async with (
             httpx.AsyncClient(base_url=stopping.http, timeout=WITHIN_S) as client,
-            client.stream("POST", f"/api/chat/{id}", json=asked("say 100 every 0.02")) as answer,
+            client.stream("POST", f"/api/chat/{id}", json=body) as answer,
         ):
             async for chunk in chunks(answer):
                 if chunk != "[DONE]" and "delta" in chunk:
@@ -312,4 +320,5 @@ async def test_a_gateway_that_stops_cuts_streams_off_so_that_nobody_takes_them_f
     assert not [line for line in stopping.log.splitlines() if "ERROR" in line]
 
     async with http.stream("GET", f"/api/chat/{id}/stream") as answer:
+        talking.model.go(id)
         assert text_in([chunk async for chunk in chunks(answer)]) == said(100)

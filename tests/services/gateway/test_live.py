@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import pytest_asyncio
@@ -96,13 +96,17 @@ async def test_a_gap_is_filled_before_it_goes_on(live: Live, conversation: Conve
 
 
 async def test_a_viewer_that_does_not_keep_up_is_dropped_and_can_catch_up(
-    live: Live, conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+    live: Live,
+    conversation: Conversation,
+    monkeypatch: pytest.MonkeyPatch,
+    until: Callable[[Callable[[], bool]], Awaitable[None]],
 ) -> None:
     monkeypatch.setattr(live_module, "QUEUE_EVENTS_MAX", 3)
     async with live.watching(named(conversation), ANYBODY) as slow:
         slow.begin(1)
         for number in range(5):
             await conversation.append(f"{number}", role="assistant")
+        await until(lambda: slow.feed.version == 6)
         with pytest.raises(TooSlow):
             await versions(slow, 5)
     async with live.watching(named(conversation), ANYBODY) as back:

@@ -17,6 +17,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from tests.acceptance.client import Ledger
 from tests.model_server import said
 from tests.services.gateway.site import GatewayProcess
+from tests.services.gateway.talking import Talking
 
 pytestmark = pytest.mark.usefixtures("talking")
 
@@ -99,8 +100,9 @@ async def test_a_chat_from_its_first_word(gateway: GatewayProcess, ledger: Ledge
 
 
 async def test_the_answer_goes_on_when_every_client_leaves(
-    gateway: GatewayProcess, id: str
+    gateway: GatewayProcess, talking: Talking, id: str
 ) -> None:
+    prompt = f"say 60 hold 20 {id}"
     async with viewing(gateway, id) as viewer:
         assert await viewer.next() == {
             "type": "catchup",
@@ -108,17 +110,18 @@ async def test_the_answer_goes_on_when_every_client_leaves(
             "messages": [],
             "hasActiveStream": False,
         }
-        await viewer.send(type="start_chat", prompt="say 60 every 0.02")
+        await viewer.send(type="start_chat", prompt=prompt)
         while viewer.text.count(" ") < 10:
             await viewer.until("text")
 
     async with viewing(gateway, id) as viewer:
         caught_up = await viewer.next()
+        talking.model.go(id)
         end = await viewer.until("done")
         assert caught_up["hasActiveStream"] is True
         assert caught_up["conversation"]["id"] == id
         question, answer = caught_up["messages"]
-        assert question["content"] == "say 60 every 0.02"
+        assert question["content"] == prompt
         assert (answer["id"], answer["streaming"]) == (end["messageId"], True)
         assert viewer.text == said(60)
 
@@ -173,7 +176,7 @@ async def test_two_viewers_see_the_same(gateway: GatewayProcess, id: str) -> Non
         # Who did not ask is told the question by a catchup, and the answer as everybody.
         asked = await one.until("catchup")
         await one.until("done")
-        assert asked["messages"][-1]["content"] == "say 21"
+        assert [m["content"] for m in asked["messages"] if m["role"] == "user"][-1] == "say 21"
         assert one.text == said(21)
 
 
@@ -281,10 +284,11 @@ async def test_a_prompt_is_answered_by_server_sent_events(http: httpx.AsyncClien
 
 
 async def test_an_event_source_that_comes_back_says_nothing_twice(
-    http: httpx.AsyncClient, ledger: Ledger
+    http: httpx.AsyncClient, talking: Talking, ledger: Ledger
 ) -> None:
-    id = f"with spaces / and dots. {uuid4()}"
-    params = {"prompt": "say 60 every 0.02", "conversationId": id}
+    name = uuid4()
+    id = f"with spaces / and dots. {name}"
+    params = {"prompt": f"say 60 hold 20 {name}", "conversationId": id}
     async with http.stream("GET", "/chat", params=params) as answer:
         async for line in answer.aiter_lines():
             if line.startswith("id: "):
@@ -294,6 +298,7 @@ async def test_an_event_source_that_comes_back_says_nothing_twice(
 
     headers = {"Last-Event-ID": last_event_id}
     async with http.stream("GET", "/chat", params=params, headers=headers) as answer:
+        talking.model.go(str(name))
         (_, first), *rest = await events(answer)
 
     assert (first["type"], first["hasActiveStream"]) == ("catchup", True)

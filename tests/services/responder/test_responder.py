@@ -129,7 +129,8 @@ async def test_answers_in_pieces_and_records_the_models_own_usage(rig: Rig) -> N
     assert started["data"]["model"] == "test-model"
     assert started["data"]["metadata"] == {"answers": asked.reply["answers"]}
     chunks = [each["data"] for each in events if each["type"] == "ReplyChunkAppended"]
-    assert [chunk["last_index"] - chunk["first_index"] + 1 for chunk in chunks[:-1]] == [5] * 4
+    sizes = [chunk["last_index"] - chunk["first_index"] + 1 for chunk in chunks]
+    assert (sum(sizes), max(sizes)) == (23, 5)
     [usage] = [each["data"] for each in events if each["type"] == "UsageRecorded"]
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (11, 23)
     assert (usage["cached_tokens"], usage["reasoning_tokens"]) == (CACHED, REASONING)
@@ -217,7 +218,7 @@ async def test_a_model_that_cannot_be_reached_leaves_an_aborted_reply(rig: Rig) 
 
 
 async def test_a_model_that_falls_silent_is_given_up(rig: Rig) -> None:
-    async with rig.responder(model_timeout="0.3s"):
+    async with rig.responder(model_timeout="2s"):
         asked = await rig.asked("stall after 2")
         end = await asked.end()
 
