@@ -1,15 +1,16 @@
 """nats-py's client, quicker at the two things that an append consists of.
 
-`publish` with an event's headers and `request` do the same as their originals in a third and in
-half of the time; an answer goes to whoever waits for it without a queue and a task between them.
-Whatever is unusual about a call is left to the originals. Nor does a request that could not be
-sent leave anything behind. All this reaches into nats-py 2.16, and the tests compare the two on
+`publish` with headers of the usual form and `request` do the same as their originals in a third
+and in half of the time; an answer goes to whoever waits for it without a queue and a task between
+them. Whatever is unusual about a call is left to the originals. Nor does a request that could not
+be sent leave anything behind. All this reaches into nats-py 2.16, and the tests compare the two on
 the wire.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
 from itertools import count
 from typing import Any
@@ -32,6 +33,9 @@ from infra.jetstream.envelope import (
 from infra.sturdy import SturdyClient
 
 _NO_RESPONDERS = "503"
+_LINES = re.compile(r"(?:[A-Za-z0-9-]+: [!-~]+\r\n)+")
+"""Headers whose values have no blanks: nothing in them has to be looked at."""
+
 _USUAL = {
     EVENT_TYPE,
     EVENT_VERSION,
@@ -128,9 +132,12 @@ class LeanClient(SturdyClient):
 
 def _block(headers: Mapping[str, Any] | None) -> str | None:
     """The headers' lines; None when there are none, or one has to be looked at more closely."""
-    if not headers or not headers.keys() <= _USUAL:
+    if not headers:
         return None
     block = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    if not headers.keys() <= _USUAL:
+        usual = _LINES.fullmatch(block) and block.count("\n") == len(headers)
+        return block if usual else None
     lines = len(headers)
     if block.count("\n") != lines or block.count("\r") != lines:
         return None  # a line break within a value

@@ -19,6 +19,7 @@ from services.gateway import (
     streams,
     threads,
 )
+from services.gateway.direct import Direct
 from services.gateway.gateway import Gateway
 from services.gateway.guard import Guard
 
@@ -36,6 +37,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     )
     app.state.gateway = gateway
     errors.install(app)
+    app.add_middleware(Direct, shortcuts=threads.SHORTCUTS)
     app.add_middleware(Guard, settings=gateway.settings)
     if origins := gateway.settings.allowed_origins:
         app.add_middleware(

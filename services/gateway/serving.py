@@ -18,6 +18,7 @@ from typing import Any
 import uvicorn
 
 from infra.connection import connect
+from infra.jetstream.lean import LeanClient
 from infra.settings import Settings, variable
 from services.gateway.app import create_app
 from services.gateway.errors import GatewayUnusable
@@ -56,7 +57,7 @@ async def running(settings: Settings, *, url: str) -> AsyncIterator[str]:
     async with contextlib.AsyncExitStack() as stack:
         authority = authority_of(settings)
         listener = stack.enter_context(listening(settings))
-        asking = await connect(url, name="convo-gateway", settings=settings)
+        asking = await connect(url, name="convo-gateway", settings=settings, kind=LeanClient)
         stack.push_async_callback(asking.close)
         hearing = await connect(url, name="convo-gateway-live", settings=settings)
         stack.push_async_callback(hearing.close)

@@ -5,6 +5,7 @@ A thread begins with `init`; before it, everything is 404. Times are ISO 8601.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -24,6 +25,7 @@ from services.gateway.bodies import (
     done,
     owner,
 )
+from services.gateway.direct import Shortcut
 from services.gateway.errors import Forbidden
 from services.gateway.gateway import Gateway, Ours
 from services.gateway.identity import DEFAULT_TENANT, Identity, Reader, Writer, writing
@@ -164,6 +166,9 @@ async def message(request: Request, thread_id: ThreadId) -> Response:
         "seq": reply["seq"],
     }
     return Response(to_json(answer), media_type="application/json")
+
+
+SHORTCUTS = (Shortcut("POST", re.compile(r"/v1/threads/([^/]+)/message"), message),)
 
 
 @router.get("/messages")

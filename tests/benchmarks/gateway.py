@@ -1,7 +1,8 @@
 """What the gateway costs: `python -m tests.benchmarks.gateway`.
 
 The server, the worker and the gateway are processes of their own, as `convo up` runs them; the load
-is made here, with bare connections (one request outstanding on each), so that it costs little.
+is made here, with bare connections (one request outstanding on each), so that it costs little. What
+it does cost is shown beside the others: all of them share the machine.
 
 - append: the same message over NATS and over HTTP, one at a time, in turns; then 64 at once;
 - chat: a message is appended over NATS; viewers hold WebSockets. The time is from the durable
@@ -13,16 +14,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import websockets
 
+from tests.benchmarks.load import Order, Writers
 from tests.benchmarks.metering import cpu_seconds, load_average
 from tests.benchmarks.wire import Wire, run
 from tests.services.gateway.site import GatewayProcess, Site
@@ -136,43 +141,95 @@ async def one_at_a_time(nats: Nats, gateway: GatewayProcess) -> None:
     )
 
 
-async def many(nats: Nats, gateway: GatewayProcess, seconds: float) -> None:
-    """Closed loops of so many clients, over NATS and over HTTP."""
+class HttpWriter(asyncio.Protocol):
+    """One keep-alive connection that sends the same request again as soon as it is answered.
+
+    Without a task or a future per request: the load must not be what is measured.
+    """
+
+    def __init__(self, raw: bytes, until: float) -> None:
+        self._raw = raw
+        self._until = until
+        self._unread = b""
+        self._sent_at = 0.0
+        self._transport: asyncio.Transport | None = None
+        self.latencies: list[float] = []
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self._send()
+
+    def _send(self) -> None:
+        assert self._transport is not None
+        self._sent_at = time.perf_counter()
+        self._transport.write(self._raw)
+
+    def data_received(self, data: bytes) -> None:
+        answer = self._unread + data if self._unread else data
+        head = answer.find(b"\r\n\r\n")
+        at = answer.find(b"content-length: ", 0, head) + 16
+        if head < 0 or len(answer) < head + 4 + int(answer[at : answer.find(b"\r", at)]):
+            self._unread = answer
+            return
+        self._unread = b""
+        now = time.perf_counter()
+        self.latencies.append(now - self._sent_at)
+        if not answer.startswith(b"HTTP/1.1 200 "):
+            self.done.set_exception(AssertionError(answer.decode(errors="replace")))
+        elif now < self._until:
+            self._send()
+        else:
+            self.done.set_result(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.done.done():
+            self.done.set_exception(error or ConnectionError("closed"))
+
+
+async def over_nats(site: Site, seconds: float) -> list[float]:
+    """The latencies of a closed loop of so many writers over one bare connection."""
+    body = json.dumps({"role": "user", "content": CONTENT})
+    requests = [(f"convo.cmd.default.t-{n}.append", body) for n in range(CLIENTS)]
+    writers = Writers(Order(site.server.url, (), requests, '"ok":true', seconds, 0, sys.maxsize))
+    await writers.connect()
+    await writers.run(requests, seconds=seconds, requests_max=sys.maxsize)
+    writers.close()
+    assert not writers.errors, writers.first_error
+    return list(writers.latencies)
+
+
+async def over_http(gateway: GatewayProcess, seconds: float) -> list[float]:
+    """The same of so many connections to a gateway."""
     message = {"role": "user", "content": CONTENT}
-    body = json.dumps(message).encode()
-    connections = [await http_to(gateway) for _ in range(CLIENTS)]
+    loop, until = asyncio.get_running_loop(), time.perf_counter() + seconds
+    writers = []
+    for number in range(CLIENTS):
+        raw = post(gateway, f"/v1/threads/t-{number}/message", message)
+        make = partial(HttpWriter, raw, until)
+        writers.append(await loop.create_connection(make, "127.0.0.1", gateway.port))
+    await asyncio.gather(*(writer.done for _, writer in writers))
+    for transport, _ in writers:
+        transport.close()
+    return [each for _, writer in writers for each in writer.latencies]
 
-    async def over_nats(writer: int) -> bytes:
-        return await nats.request(f"convo.cmd.default.t-{writer}.append", body, writer)
 
-    async def over_http(writer: int) -> bytes:
-        return await connections[writer].request(requests[writer])
-
-    requests = [post(gateway, f"/v1/threads/t-{n}/message", message) for n in range(CLIENTS)]
-    for name, send in (("NATS", over_nats), ("HTTP", over_http)):
-        taken: list[float] = []
-        until = time.perf_counter() + seconds
-
-        async def loop(
-            writer: int, send: Any = send, taken: list[float] = taken, until: float = until
-        ) -> None:
-            while (began := time.perf_counter()) < until:
-                answer = await send(writer)
-                assert b'"ok":true' in answer or b" 200 " in answer[:20], answer
-                taken.append(time.perf_counter() - began)
-
-        cpu, began = cpu_seconds(gateway.pid), time.perf_counter()
-        await asyncio.gather(*(loop(writer) for writer in range(CLIENTS)))
+async def many(site: Site, gateway: GatewayProcess, seconds: float) -> None:
+    """Closed loops of so many clients, over NATS and over HTTP, and what they cost each process."""
+    watched = {"gateway": gateway.pid, "worker": site.worker.pid, "nats": site.server.pid}
+    watched["load"] = os.getpid()
+    for name in ("NATS", "HTTP"):
+        cpu = {each: cpu_seconds(pid) for each, pid in watched.items()}
+        began = time.perf_counter()
+        taken = await (over_nats(site, seconds) if name == "NATS" else over_http(gateway, seconds))
         wall = time.perf_counter() - began
-        used = cpu_seconds(gateway.pid) - cpu
+        costs = "  ".join(
+            f"{each} {(cpu_seconds(pid) - cpu[each]) / len(taken) * 1e6:.0f}"
+            for each, pid in watched.items()
+        )
         print(
             f"append, {CLIENTS} at once       {name} {len(taken) / wall:,.0f}/s"
-            f"   p50 {statistics.median(taken) * 1000:.1f} ms"
-            + (
-                f"   gateway: {used / wall:.0%} of a CPU, {used / len(taken) * 1e6:.0f} µs each"
-                if name == "HTTP"
-                else ""
-            )
+            f"   p50 {statistics.median(taken) * 1000:.1f} ms   µs of CPU each: {costs}"
         )
 
 
@@ -217,7 +274,7 @@ async def measure(site: Site, seconds: float) -> None:
     for round_ in range(1, ROUNDS + 1):
         print(f"round {round_} (load average {load_average():.1f})")
         await one_at_a_time(nats, gateway)
-        await many(nats, gateway, seconds)
+        await many(site, gateway, seconds)
         await chat(nats, gateway)
 
 

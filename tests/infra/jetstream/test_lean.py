@@ -69,6 +69,10 @@ async def received(client: Client, publish: Any) -> list[tuple[str, str, bytes, 
         EVENT | {envelope.EVENT_TYPE: "\ta\t"},
         EVENT | {envelope.EVENT_TYPE: ""},
         EVENT | {"Another-Header": "x"},
+        {"Another-Header": "x", "Yet-Another": "0190-ab:%20"},
+        {"Another-Header": "a b "},
+        {"Another-Header": "x\r\nYet-Another: y"},
+        {"Another-Header": ""},
     ],
 )
 @pytest.mark.parametrize("body", [b"", b"{}", b"\r\n\0" * 1_000])
@@ -84,9 +88,11 @@ async def test_the_same_arrives(
     assert len(lean) == 2
 
 
-def test_events_are_what_it_is_quick_with() -> None:
+def test_events_and_plain_headers_are_what_it_is_quick_with() -> None:
     assert _block(EVENT) is not None
-    assert _block({"Another-Header": "x"}) is None
+    assert _block({"Another-Header": "x"}) is not None
+    assert _block({"Another-Header": "a b"}) is None
+    assert _block({"Another-Header": "x\r\nYet-Another: y"}) is None
 
 
 async def echo(client: Client) -> None:
