@@ -116,13 +116,13 @@ async def test_a_request_under_way_may_fail_with_its_connection(
     patient = await connect(nats_server.url, name="patient", settings=Settings())
     hasty.fails_with_connection = True
     try:
-        await hasty.subscribe("silent")  # there is somebody, who never answers
+        silent = await hasty.subscribe("silent")  # there is somebody, who never answers
         asked = [
             asyncio.ensure_future(client.request("silent", timeout=60))
             for client in (hasty, patient)
         ]
-        await hasty.flush()
-        await patient.flush()
+        for _ in asked:
+            await silent.next_msg(timeout=30)
         nats_server.kill()
         with pytest.raises(ConnectionResetError, match="the connection was lost"):
             async with asyncio.timeout(30):
