@@ -19,6 +19,7 @@ import signal
 import socket
 import sysconfig
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
@@ -142,9 +143,15 @@ class EmbeddedServer:
     def restarts(self) -> int:
         return self._child.restarts if self._child else 0
 
-    async def start(self, *, within: float = READY_TIMEOUT_S) -> None:
+    async def start(
+        self, *, within: float = READY_TIMEOUT_S, meanwhile: Callable[[str], None] | None = None
+    ) -> None:
         """Returns once the server answers. `ServerFailed` (or one of its kinds),
-        `DataDirUnusable`, `ServerTooOld`; nothing is left running then."""
+        `DataDirUnusable`, `ServerTooOld`; nothing is left running then.
+
+        `meanwhile` is called with its URL once it runs, while it recovers its store; not where it
+        still has to find a port.
+        """
         program = find_program()
         self._prepare_folders()
         self._store_lock = await self._take_store()
@@ -161,6 +168,8 @@ class EmbeddedServer:
                 ),
                 keep=False,
             )
+            if meanwhile is not None and self.port:
+                meanwhile(self.url)
             self.version = await self._answering(self._child, log_start, within)
             require_version(self.version, self.url)
             self._child.keep = True

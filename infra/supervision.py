@@ -57,13 +57,15 @@ class Patience:
 @dataclass(frozen=True, slots=True)
 class Program:
     """What a child runs. `env` replaces the environment (None inherits it); `output` is a file that
-    its output is appended to (None: the child writes where we do); `keep_fds` stay open in it."""
+    its output is appended to (None: the child writes where we do); `keep_fds` stay open in it;
+    `stdin` is what it reads (nothing, if not given)."""
 
     name: str
     argv: Sequence[str]
     env: Mapping[str, str] | None = None
     output: Path | None = None
     keep_fds: tuple[int, ...] = ()
+    stdin: int = asyncio.subprocess.DEVNULL
 
 
 class Child:
@@ -143,7 +145,7 @@ class Child:
                 process = await asyncio.create_subprocess_exec(
                     *argv,
                     env=program.env,
-                    stdin=asyncio.subprocess.DEVNULL,
+                    stdin=program.stdin,
                     stdout=output,
                     stderr=output,
                     pass_fds=program.keep_fds,

@@ -124,9 +124,8 @@ class Projector:
         self._heard = 0  # counted on the event loop alone, `_done` in the thread alone
         self._done = 0
         self._stopping = threading.Event()
-        sys.setswitchinterval(min(SWITCH_S, sys.getswitchinterval()))
         self._thread = threading.Thread(target=self._run, name="projector", daemon=True)
-        self._thread.start()
+        self._begin()
 
     def take(self, partition: int, events: Sequence[Recorded]) -> None:
         """Hears of further events of a partition, oldest first; they may overlap those before."""
@@ -148,19 +147,25 @@ class Projector:
         self._arrived.put(None)
         self._thread.join()
 
+    def _begin(self) -> None:
+        sys.setswitchinterval(min(SWITCH_S, sys.getswitchinterval()))
+        self._thread.start()
+
     # -- in the thread -------------------------------------------------------------------------
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            gathered = self._gather()
-            for partition, events in gathered.items():
-                try:
-                    if self.progress.state is not State.STOPPED:
-                        self._project(partition, events)
-                except Exception as error:  # noqa: BLE001 (surfaces as the state, never skipped)
-                    self._stop(partition, error)
-                self._done += len(events)
-                self._changed()
+            for partition, events in self._gather().items():
+                self._carry_out(partition, events)
+
+    def _carry_out(self, partition: int, events: Sequence[Recorded]) -> None:
+        try:
+            if self.progress.state is not State.STOPPED:
+                self._project(partition, events)
+        except Exception as error:  # noqa: BLE001 (surfaces as the state, never skipped)
+            self._stop(partition, error)
+        self._done += len(events)
+        self._changed()
 
     def _gather(self) -> dict[int, list[Recorded]]:
         """Waits for events; returns those that have come meanwhile too, up to a batch."""

@@ -31,15 +31,18 @@ from services.bootstrap import FENCE, topology
 from services.health import SUBJECT
 from services.tasks import ended
 
-WORKER = (sys.executable, "-P", "-m", "services.cli", "serve", "commands", "queries")
+SERVE = (sys.executable, "-P", "-m", "services.cli", "serve")
 """Told by its environment where NATS is."""
 
+WORKER = (*SERVE, "--once-stdin-ends", "commands", "queries")
+"""Loads its program while the server recovers its store, see `Ledger._load_workers`."""
+
 BESIDE = {
-    "audit": (*WORKER[:-2], "audit", "notary"),
-    "analytics": (*WORKER[:-2], "analytics"),
-    "directory": (*WORKER[:-2], "directory", "sweeper"),
-    "gateway": (*WORKER[:-2], "gateway"),
-    "responder": (*WORKER[:-2], "responder"),
+    "audit": (*SERVE, "audit", "notary"),
+    "analytics": (*SERVE, "analytics"),
+    "directory": (*SERVE, "directory", "sweeper"),
+    "gateway": (*SERVE, "gateway"),
+    "responder": (*SERVE, "responder"),
 }
 """Further processes by name, each running services of its own. The ledger is ready without them."""
 
@@ -124,6 +127,25 @@ async def up(
     return 0
 
 
+class Gate:
+    """Holds processes back that read `stdin`: it ends when the gate is opened."""
+
+    def __init__(self) -> None:
+        self.stdin, self._held = os.pipe()
+        self._is_open = False
+
+    def open(self) -> None:
+        """Lets everybody through, now and later; harmless to repeat."""
+        if not self._is_open:
+            self._is_open = True
+            os.close(self._held)
+
+    def close(self) -> None:
+        """Lets go of the files; nothing may be started on it any more."""
+        self.open()
+        os.close(self.stdin)
+
+
 class Ledger:
     """The processes of one `convo up`."""
 
@@ -144,6 +166,9 @@ class Ledger:
         self.status_file = settings.data_dir / STATUS_FILE
         self.supervisor = Supervisor(self.status_file)
         self.server: EmbeddedServer | None = None
+        self._environment: dict[str, str] = {}  # of all children, once the server's URL is known
+        self._workers: list[Child] = []
+        self._gate = Gate()  # of the workers
         self._watching: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -172,28 +197,12 @@ class Ledger:
         try:
             await self._not_gone_back(client)
             await self._bound(client)
-            self.supervisor.facts = {
-                "url": without_password(url),
-                "data_dir": str(self.settings.data_dir.absolute()),
-            }
-            environment = {
-                **os.environ,
-                **self.settings.environment(),
-                variable("nats_url"): url,
-                "PYTHONPATH": _python_path(),
-            }
-            http = None
-            if "gateway" in self.beside:
-                port = self.settings.gateway_port or free_port()
-                environment[variable("gateway_port")] = str(port)
-                http = self.supervisor.facts["http"] = f"http://{self.settings.gateway_host}:{port}"
-            children = [
-                self.supervisor.start(Program(name, self.worker, environment))
-                for name in self.names
-            ]
-            await self._answering(client, children)
+            if not self._workers:
+                self._load_workers(url)
+            self._gate.open()
+            await self._answering(client, self._workers)
             for name, command in self.beside.items():  # only now: the workers need the processors
-                self.supervisor.start(Program(name, command, environment))
+                self.supervisor.start(Program(name, command, self._environment))
             version = client.connected_server_version
         finally:
             await client.close()
@@ -201,7 +210,7 @@ class Ledger:
         return banner(
             without_password(url),
             f"{'embedded ' if self.server else ''}{served_by}",
-            http=http,
+            http=self.supervisor.facts.get("http"),
             data_dir=self.settings.data_dir if self.server else None,
             workers=len(self.names),
             started_s=time.monotonic() - began,
@@ -224,8 +233,32 @@ class Ledger:
             sync=self.settings.sync,
             supervisor=self.supervisor,
         )
-        await self.server.start()
+        await self.server.start(meanwhile=self._load_workers)
         return self.server.url
+
+    def _load_workers(self, url: str) -> None:
+        """Starts the workers on a server that may not answer yet: each loads its program, which
+        takes about as long as the recovery of a store, and waits at the gate."""
+        self.supervisor.facts |= {
+            "url": without_password(url),
+            "data_dir": str(self.settings.data_dir.absolute()),
+        }
+        self._environment = {
+            **os.environ,
+            **self.settings.environment(),
+            variable("nats_url"): url,
+            "PYTHONPATH": _python_path(),
+        }
+        if "gateway" in self.beside:
+            port = self.settings.gateway_port or free_port()
+            self._environment[variable("gateway_port")] = str(port)
+            self.supervisor.facts["http"] = f"http://{self.settings.gateway_host}:{port}"
+        self._workers = [
+            self.supervisor.start(
+                Program(name, self.worker, self._environment, stdin=self._gate.stdin)
+            )
+            for name in self.names
+        ]
 
     async def _watch(self, server: EmbeddedServer) -> None:
         """Looks after the server's store, and says how it is: on NATS, and in the status file."""
@@ -292,6 +325,7 @@ class Ledger:
         if self._watching is not None:
             await ended(self._watching)
         await self.supervisor.stop([*self.names, *self.beside], within=DRAIN_TIMEOUT_S, hurry=hurry)
+        self._gate.close()
         if self.server:
             await self.server.stop(hurry=hurry)
         with contextlib.suppress(OSError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,8 @@ def up(
 @click.argument("services", nargs=-1, required=True, type=click.Choice(SERVICES))
 @nats_option
 @click.option("--json", "as_json", is_flag=True, help="Log in JSON, one object a line.")
-def serve(*, services: tuple[str, ...], nats: str | None, as_json: bool) -> None:
+@click.option("--once-stdin-ends", "gated", is_flag=True, hidden=True)
+def serve(*, services: tuple[str, ...], nats: str | None, as_json: bool, gated: bool) -> None:
     """Run single services against a NATS server.
 
     Until Ctrl-C or SIGTERM. `convo up` starts them by itself; this runs more of them, anywhere.
@@ -95,6 +97,8 @@ def serve(*, services: tuple[str, ...], nats: str | None, as_json: bool) -> None
 
     settings = settings_of(nats, log="json" if as_json else None)
     logs.configure(settings)
+    if gated:  # by `convo up`, whose server is not there yet: all is loaded meanwhile
+        sys.stdin.buffer.read()
     try:
         _run(run(settings, tuple(dict.fromkeys(services)), url=server_url(settings)))
     except (ConnectionRefused, GatewayUnusable, StreamMismatch, StoreUnavailable) as error:

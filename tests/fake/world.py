@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
 from unittest.mock import patch
 
 from eventsourcing.persistence import OperationalError, Tracking
@@ -24,6 +22,7 @@ from pydantic_core import to_json
 from domain import conversation as conversation_module
 from domain.conversation import CommandContext
 from domain.identity import ConversationId
+from infra.jetstream.envelope import Recorded
 from infra.jetstream.errors import OutcomeUnknown, StoreUnavailable
 from infra.jetstream.scan import scan
 from infra.jetstream.store import Store
@@ -154,17 +153,20 @@ class Tables:
 
 
 class LockStep(Projector):
-    """A projector whose thread has done what it was given when `take` returns."""
+    """A projector without a thread: what it was given is carried out when `take` returns."""
 
     def __init__(self, tables: Tables, topology: Topology) -> None:
-        self._tick = threading.Event()
-        super().__init__(tables, topology, changed=self._tick.set)
+        super().__init__(tables, topology, changed=lambda: None)
 
-    def take(self, partition: int, events: Sequence[Any]) -> None:
-        super().take(partition, events)
-        while self._done < self._heard:
-            assert self._tick.wait(30), "the projector's thread does nothing"
-            self._tick.clear()
+    def _begin(self) -> None:
+        pass
+
+    def take(self, partition: int, events: Sequence[Recorded]) -> None:
+        self._heard += len(events)
+        self._carry_out(partition, events)
+
+    def close(self) -> None:
+        self._stopping.set()
 
 
 @dataclass
@@ -360,7 +362,7 @@ class World:
                     following.wake()
                     assert projector.progress.state is not State.STOPPED, projector.progress.reason
                     ended = self.over and self._is_up_to_date(tables)
-                    await asyncio.sleep(0.05)
+                    await asyncio.sleep(0.25)
             finally:
                 await following.close()
                 projector.close()

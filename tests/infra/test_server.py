@@ -65,6 +65,26 @@ async def test_the_store_may_take_most_of_the_free_disk_and_keeps_its_figure(
     assert sizes[1] == 123456789
 
 
+async def test_what_can_be_done_meanwhile_begins_before_it_answers(tmp_path: Path) -> None:
+    told: list[tuple[str, bool]] = []
+    port = embedded.free_port()
+
+    def meanwhile(url: str) -> None:
+        with socket.socket() as probe:
+            told.append((url, probe.connect_ex(("127.0.0.1", port)) == 0))
+
+    server = EmbeddedServer(tmp_path, port=port)
+    await server.start(meanwhile=meanwhile)
+    assert told == [(server.url, False)]
+    await server.stop()
+
+
+async def test_where_it_still_has_to_find_a_port_nothing_is_done_meanwhile(tmp_path: Path) -> None:
+    server = EmbeddedServer(tmp_path)
+    await server.start(meanwhile=lambda url: pytest.fail(f"called with {url}"))
+    await server.stop()
+
+
 async def test_the_operator_may_choose_when_to_sync(tmp_path: Path) -> None:
     async with EmbeddedServer(tmp_path, sync=timedelta(minutes=2)) as server:
         assert "sync_interval: 120s" in configuration(server)

@@ -26,6 +26,7 @@ async def main(folder: Path, plan: str) -> int:
             (folder / "first").touch(exist_ok=False)
         except FileExistsError:
             return 3
+    sys.stdin.read()  # as the real one, which has loaded its program by now
     asked = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asked.set)
     client = await nats.connect(os.environ["CONVO_NATS_URL"], max_reconnect_attempts=-1)

@@ -210,6 +210,16 @@ async def test_a_nats_server_that_crashes_comes_back_with_its_data(
     assert running.status()["nats-server"]["last_exit"] == "SIGKILL"
 
 
+async def test_workers_that_were_loaded_before_the_server_answered_begin_once_it_does(
+    start: Start, until: Until
+) -> None:
+    port = free_port()
+    running = await start(workers=2, port=port)
+    assert await running.ready() == f"nats://127.0.0.1:{port}"
+    await until(lambda: running.serving() == 2)
+    assert set(running.status()) == {"nats-server", "worker-1", "worker-2"}
+
+
 async def test_a_worker_that_crashes_is_restarted(start: Start, until: Until) -> None:
     running = await start()
     url = await running.ready()
