@@ -17,11 +17,11 @@ from pydantic import ConfigDict, Field
 from pydantic_core import to_json
 
 from domain.identity import ConversationId, new_id
-from domain.messages import texts_of
+from domain.messages import Role, texts_of
 from services.endpoint import NAME_MAX
 from services.gateway import answers
 from services.gateway.answers import found
-from services.gateway.bodies import JSON, Body, milliseconds
+from services.gateway.bodies import JSON, Body, MinSeq, milliseconds
 from services.gateway.errors import NOT_INITIALIZED, GatewayError, invalid
 from services.gateway.gateway import Gateway, Ours
 from services.gateway.identity import Deleter, Identity, Reader, Writer
@@ -114,6 +114,23 @@ class Chats(Body):
     next: str | None = None
 
 
+class Hit(Body):
+    """A message that was found; `snippet` has each hit between ⟦ and ⟧."""
+
+    chat_id: str
+    message_id: str
+    role: str
+    created_at: str
+    snippet: str
+    score: float
+
+
+class Hits(Body):
+    """What was found, the best first."""
+
+    hits: list[Hit]
+
+
 class Kept(Body):
     """A message of the history; `content` is the JSON text of its parts."""
 
@@ -165,10 +182,11 @@ async def chats(
     ours: Ours,
     limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
     cursor: Annotated[str | None, Query(max_length=2_000)] = None,
+    min_seq: MinSeq = None,
 ) -> Chats:
     """The user's chats; those of a whole tenant for credentials without a user."""
     body: JSON = {"limit": limit} | ({"cursor": cursor} if cursor else {})
-    reply = await ours.ledger.list(caller, body)
+    reply = await ours.ledger.list(caller, body, min_seq=min_seq)
     listed = [
         Listed.model_construct(
             id=each["conversation_id"],
@@ -179,6 +197,37 @@ async def chats(
         for each in reply["conversations"]
     ]
     return Chats.model_construct(chats=listed, next=reply.get("next"))
+
+
+@router.get("/search")
+async def search(
+    *,
+    caller: Reader,
+    ours: Ours,
+    q: Annotated[str, Query(min_length=1, max_length=1_000)],
+    chat_id: Annotated[str | None, Query(alias="chatId", min_length=1, max_length=200)] = None,
+    role: Role | None = None,
+    from_: Annotated[str | None, Query(alias="from", max_length=64)] = None,
+    to: Annotated[str | None, Query(max_length=64)] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    min_seq: MinSeq = None,
+) -> Hits:
+    """Messages of the user's chats by what they say; `from` and `to` are times (RFC 3339)."""
+    asked = {"query": q, "conversation_id": chat_id, "role": role, "from": from_, "to": to}
+    body = {name: value for name, value in asked.items() if value is not None}
+    reply = await ours.ledger.search(caller, body | {"limit": limit}, min_seq=min_seq)
+    hits = [
+        Hit.model_construct(
+            chat_id=each["conversation_id"],
+            message_id=each["message_id"],
+            role=each["role"],
+            created_at=each["timestamp"],
+            snippet=each["snippet"],
+            score=each["score"],
+        )
+        for each in reply["hits"]
+    ]
+    return Hits.model_construct(hits=hits)
 
 
 @router.get("/{chatId}/history")

@@ -160,18 +160,21 @@ class Ledger:
             reply = reply or page
         return {**reply, "messages": list(messages), "more": before is not None}
 
-    async def list(self, caller: Identity, body: JSON) -> JSON:
+    async def list(self, caller: Identity, body: JSON, *, min_seq: int | None = None) -> JSON:
         """The caller's conversations, newest activity first (contract section 4)."""
-        return await self._tenant_wide("list", caller, body)
+        return await self._tenant_wide("list", caller, body, min_seq)
 
-    async def search(self, caller: Identity, body: JSON) -> JSON:
+    async def search(self, caller: Identity, body: JSON, *, min_seq: int | None = None) -> JSON:
         """Messages of the caller's conversations by what they say (contract section 4)."""
-        return await self._tenant_wide("search", caller, body)
+        return await self._tenant_wide("search", caller, body, min_seq)
 
-    async def _tenant_wide(self, what: str, caller: Identity, body: JSON) -> JSON:
+    async def _tenant_wide(
+        self, what: str, caller: Identity, body: JSON, min_seq: int | None
+    ) -> JSON:
         if caller.user_id is not None:
             body = {**body, "user_id": caller.user_id}
-        return await self.ask(f"convo.{what}.{encode_token(caller.tenant_id)}", body, {})
+        headers = {} if min_seq is None else {MIN_SEQ: str(min_seq)}
+        return await self.ask(f"convo.{what}.{encode_token(caller.tenant_id)}", body, headers)
 
     async def ask(
         self,

@@ -16,6 +16,8 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from infra.connection import connect
 from infra.jetstream.lean import LeanClient
@@ -38,6 +40,20 @@ FRAME_BYTES_MAX = 1024 * 1024
 PING_EVERY_S = 20.0
 DRAIN_WITHIN_S = 20
 BACKLOG = 2048
+
+UNREAD_FOR_S = 60
+"""How long a client may leave unread what was sent; then the kernel ends the connection. uvicorn
+would keep one that is closed until everything is sent, for ever where nobody reads."""
+
+
+class _WebSocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's; a close is not held back by a client that does not read: who reads on after a
+    while sees why it was dropped."""
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "websocket.close":
+            self.resume_writing()
+        await super().send(message)
 
 
 class _Server(uvicorn.Server):
@@ -65,20 +81,28 @@ async def running(settings: Settings, *, url: str) -> AsyncIterator[str]:
         live = Live(hearing, ledger)
         stack.push_async_callback(live.close)
         gateway = Gateway(settings, ledger, live, authority, Examination(asking, settings))
-        server = _Server(_config(create_app(gateway)))
-        serving = asyncio.ensure_future(server.serve([listener]))
-        try:
-            while not (server.started or serving.done()):  # noqa: ASYNC110 - it has no event
-                await asyncio.sleep(0.005)
-            host, port = listener.getsockname()[:2]
-            where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        async with serving(create_app(gateway), listener) as where:
             log.info("the gateway is at %s", where)
-            yield where
-        finally:
-            live.say_goodbye()
-            server.should_exit = True
-            await asyncio.wait({serving})
-    serving.result()
+            try:
+                yield where
+            finally:
+                live.say_goodbye()
+
+
+@contextlib.asynccontextmanager
+async def serving(app: ASGIApp, listener: socket.socket) -> AsyncIterator[str]:
+    """Serves an ASGI application inside the block; gives its URL. Leaving the block drains."""
+    server = _Server(_config(app))
+    task = asyncio.ensure_future(server.serve([listener]))
+    try:
+        while not (server.started or task.done()):  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.005)
+        host, port = listener.getsockname()[:2]
+        yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    finally:
+        server.should_exit = True
+        await asyncio.wait({task})
+    task.result()
 
 
 def authority_of(settings: Settings) -> Authority:
@@ -119,6 +143,9 @@ def listening(settings: Settings) -> Iterator[socket.socket]:
         with contextlib.ExitStack() as stack:
             stack.callback(listener.close)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; connections inherit it
+                timeout_ms = UNREAD_FOR_S * 1000
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
             listener.bind(address)
             stack.pop_all()
     except OSError as error:
@@ -132,17 +159,18 @@ def listening(settings: Settings) -> Iterator[socket.socket]:
         yield listener
 
 
-def _config(app: Any) -> uvicorn.Config:
+def _config(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="none",
         http="httptools",
-        ws="websockets-sansio",
+        ws=_WebSocketProtocol,
         ws_max_size=FRAME_BYTES_MAX,
         ws_ping_interval=PING_EVERY_S,
         ws_ping_timeout=PING_EVERY_S,
         ws_per_message_deflate=False,
         lifespan="off",
+        proxy_headers=False,  # nothing here depends on who is before us
         log_config=None,
         log_level="warning",
         access_log=False,

@@ -6,6 +6,7 @@ middle of its body, so that no client takes it for whole; coming back is for the
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, aclosing
@@ -13,10 +14,13 @@ from typing import Final
 
 from fastapi.responses import StreamingResponse
 from pydantic_core import to_json
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from services.gateway.ledger import JSON
 from services.gateway.live import Closing, TooSlow
+
+SEND_WITHIN_S: Final = 10.0
+"""How long one event may wait for a client that does not read."""
 
 KEEP_ALIVE_S: Final = 15.0
 KEEP_ALIVE: Final = ": keep-alive\n\n"
@@ -60,7 +64,14 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
     async def stream_response(self, send: Send) -> None:
+        async def in_time(message: Message) -> None:
+            try:
+                async with asyncio.timeout(SEND_WITHIN_S):
+                    await send(message)
+            except TimeoutError:
+                raise TooSlow(f"an event was not taken within {SEND_WITHIN_S:g} s") from None
+
         try:
-            await super().stream_response(send)
+            await super().stream_response(in_time)
         except* (TooSlow, Closing):
             pass  # without its last piece the body is incomplete, and the connection is closed

@@ -95,6 +95,36 @@ async def test_a_chat_is_made_and_listed(http: httpx.AsyncClient) -> None:
     assert [first["chats"][0]["id"], second["chats"][0]["id"]] == [id, other]
 
 
+async def test_what_was_said_is_found(http: httpx.AsyncClient, ledger: Ledger) -> None:
+    id, other = await made(http), await made(http)
+    said = [
+        await Conversation(ledger.nats, "default", each).append(text, role=role)
+        for each, role, text in (
+            (id, "user", "Where do albatrosses nest?"),
+            (id, "assistant", "Most albatrosses nest on islands."),
+            (other, "user", "No albatrosses here."),
+        )
+    ]
+    seq = said[-1]["seq"]
+
+    async def found(**params: Any) -> list[JSON]:
+        answer = await http.get("/api/chat/search", params={"minSeq": seq, **params})
+        assert answer.status_code == 200, answer.text
+        return list(answer.json()["hits"])
+
+    assert {each["chatId"] for each in await found(q="albatross*")} == {id, other}
+    assert len(await found(q="albatross*", limit=1)) == 1
+    [hit] = await found(q='"nest on"', chatId=id, role="assistant")
+    assert hit.keys() == {"chatId", "messageId", "role", "createdAt", "snippet", "score"}
+    assert (hit["chatId"], hit["role"]) == (id, "assistant")
+    assert hit["messageId"] == said[1]["message_id"]
+    assert hit["snippet"] == "Most albatrosses ⟦nest on⟧ islands."
+    assert await found(q="albatross*", to="2020-01-01T00:00:00Z") == []
+    for wrong in ("", "q=", "q=a&limit=0", "q=a&from=noon", "q=a&role=robot"):
+        answer = await http.get(f"/api/chat/search?{wrong}")
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+
+
 async def test_an_answer_is_streamed_in_the_sdks_protocol(http: httpx.AsyncClient) -> None:
     id = await made(http)
 

@@ -67,6 +67,7 @@ TABLE = [
     Row("DELETE", "/sessions/{id}/clear"),
     Row("POST", "/api/chat", {"id": "$id", "messages": [UI_MESSAGE]}),
     Row("GET", "/api/chat"),
+    Row("GET", "/api/chat/search", None, "?q=eagle"),
     Row("GET", "/api/chat/{chatId}/history"),
     Row("DELETE", "/api/chat/{chatId}"),
     Row("POST", "/api/chat/{chatId}", {"id": "$id", "messages": [UI_MESSAGE]}),
@@ -199,6 +200,23 @@ async def test_lists_are_of_the_user_alone(
                 answer = await client.get("/api/chat", headers={"x-api-key": key})
                 seen[user] = {each["id"] for each in answer.json()["chats"]}
     assert id not in seen["bob"] | seen["carol"]
+
+
+async def test_searches_find_the_users_own_alone(
+    keyed: tuple[GatewayProcess, dict[str, str]], ledger: Ledger, id: str
+) -> None:
+    gateway, keys = keyed
+    conversation = await secret(ledger, id)
+    seq = (await conversation.append("the albatross landed", role="user"))["seq"]
+    async with httpx.AsyncClient(base_url=gateway.http, timeout=30) as client:
+        for user, found in (("ada", [id]), ("bob", []), ("carol", [])):
+            for where in ({}, {"chatId": id}):
+                answer = await client.get(
+                    "/api/chat/search",
+                    params={"q": "albatross", "minSeq": seq, **where},
+                    headers={"x-api-key": keys[user]},
+                )
+                assert [each["chatId"] for each in answer.json()["hits"]] == found
 
 
 async def over_http(method: str, url: str, headers: dict[str, str], body: Any) -> str:
