@@ -53,7 +53,7 @@ from infra.jetstream.store import Store, check_contiguous
 from projections.state import ConversationView
 from services.errors import NotYetThere
 from services.recall import recall
-from services.snapshots import Snapshot, Snapshotter
+from services.snapshots import Sleeping, Snapshot, Snapshotter
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +80,10 @@ KNOWN_S = 10.0
 """How long a view is held to be up to date by what is heard; then it is compared once more."""
 
 WAIT_PAUSE_S = 0.02
+
+MISSED_MAX = 100
+"""Events of other processes that a conversation is only read through; then it is made ready to be
+written to as well."""
 
 _RESTED_ON = "what was written just before was not stored, and this rests on it; try again"
 _BEHIND = "what can be read of the conversation stays behind the ledger; try again"
@@ -183,7 +187,7 @@ class InUse:
         self.loaded = False
         self.dropped = False
         self.fault: Exception | None = None  # of ours, in folding: the view is of no use any more
-        self.conversation: Conversation | None = None
+        self.conversation: Conversation | Sleeping | None = None
         self.view = view
         self.tail = Tail("")
         self.pending: deque[Attempt] = deque()  # decided, in order; answered as appends settle
@@ -245,6 +249,7 @@ class Conversations:
         self._mapper = ConversationMapper()
         self._in_use: OrderedDict[str, InUse] = OrderedDict()
         self._weight = 0
+        self._mistrusted: set[str] = set()  # whose snapshots are of no use
         self._last_key = ""
         self._company_until = 0.0  # commands on several conversations have come until lately
         self._open = 0
@@ -312,11 +317,17 @@ class Conversations:
                 self._decide(entry, attempt)
 
     def _decide(self, entry: InUse, attempt: Attempt) -> None:
+        conversation = entry.conversation
+        if isinstance(conversation, Sleeping):
+            conversation = self._wake(entry, conversation)
+            if conversation is None:
+                self._attempt(attempt)
+                return
         attempt.refusal = None
         attempt.version, attempt.strangers = entry.tail.version, entry.strangers
         try:
             decision = decide(
-                entry.conversation,
+                conversation,
                 attempt.id,
                 attempt.command,
                 attempt.context,
@@ -486,10 +497,11 @@ class Conversations:
         last: Recorded | None = None
         for looks in count():
             epoch = self._epoch()
+            anew = id.key not in self._in_use  # a load has it as it is stored when that begins
             entry = await self._ready(id.key)
             if not strong:
-                enough = entry.is_known(epoch) if min_seq is None else entry.view.seq >= min_seq
-                if enough:
+                known = anew or entry.is_known(epoch)
+                if known if min_seq is None else entry.view.seq >= min_seq:
                     return entry.view
             if look:  # once: what is written after it was asked for need not be in it
                 last = await self.store.last(id.key, leader=leader)
@@ -532,10 +544,7 @@ class Conversations:
         if entry.view.seq >= last.seq:
             return True
         if not entry.dropped and last.version == entry.view.version + 1:
-            verify_chain(entry.tail.digest, [last])
-            self._fold(entry, [last])
-            entry.strangers += 1
-            self._weigh(entry)
+            self._fold_stranger(entry, last)
             return True
         self._drop(entry)
         return False
@@ -564,11 +573,18 @@ class Conversations:
             entry.heard_seq = recorded.seq
             return
         if recorded.version == entry.view.version + 1:
-            self._fold(entry, [recorded])
-            entry.strangers += 1
-            self._weigh(entry)
+            self._fold_stranger(entry, recorded)
         else:
             self._drop(entry)  # one was not heard
+
+    def _fold_stranger(self, entry: InUse, recorded: Recorded) -> None:
+        """Takes in the next event of a conversation at rest, which another process has stored."""
+        self._fold(entry, [recorded])
+        entry.strangers += 1
+        sleeping = entry.conversation
+        if isinstance(sleeping, Sleeping) and sleeping.missed > MISSED_MAX:
+            self._wake(entry, sleeping)
+        self._weigh(entry)
 
     async def _settled_through(self, entry: InUse, last: Recorded) -> None:
         """Waits for our own appends on their way, as long as the view does not include `last`."""
@@ -661,25 +677,63 @@ class Conversations:
         self._snapshotter.grown(entry.key, entry.view.version - entry.snapshot_version)
 
     async def _read_in(self, entry: InUse) -> None:
-        """Rebuilds a conversation from its snapshot and the events from there on."""
+        """Rebuilds a conversation from its snapshot and the events behind it.
+
+        Its last event is asked for at the same time: most often that is all there is to read, and
+        the view then includes whatever was stored before this began.
+        """
         key = entry.key
-        try:
-            body = await self.store.snapshots.load(key)
-        except StoreUnavailable as error:  # a shortcut only: the events are somewhere else
-            log.info("%s", error)
-            body = None
+        body, last = await asyncio.gather(self._saved(key), self.store.last(key))
         snapshot = Snapshot.decode(body, window_size=self.window_size) if body else None
-        if snapshot is not None:
-            events = await self.store.read(key, from_seq=snapshot.view.seq)
-            if events and snapshot.stands_at(events[0]):
-                entry.conversation, entry.view = snapshot.conversation, snapshot.view
-                entry.snapshot_version = snapshot.view.version
-                entry.tail = self.store.tail(key, events[0])
-                self._fold(entry, events[1:])
+        if snapshot is not None and last is None:  # a replica that lags
+            last = await self.store.last(key, leader=True)
+        if snapshot is not None and last is not None:
+            events, view = [last], snapshot.view
+            if not snapshot.reaches(last):
+                events = await self.store.read_up_to(key, last, version=view.version, seq=view.seq)
+            if events and snapshot.reaches(events[0]):
+                self._begin_at(entry, snapshot)
+                self._fold(entry, events[int(snapshot.stands_at(events[0])) :])
                 return
             log.warning("the snapshot of %s does not belong to this ledger; ignored", key)
         entry.tail = self.store.tail(key, None)
-        self._fold(entry, await self.store.read(key))
+        if last is not None:
+            first = last.version == 1
+            self._fold(entry, [last] if first else await self.store.read_up_to(key, last))
+
+    async def _saved(self, key: str) -> bytes | None:
+        """The snapshot of a conversation as it was saved, where there is one to go by."""
+        if key in self._mistrusted:
+            return None
+        try:
+            return await self.store.snapshots.load(key)
+        except StoreUnavailable as error:  # a shortcut only: the events are somewhere else
+            log.info("%s", error)
+            return None
+
+    def _begin_at(self, entry: InUse, snapshot: Snapshot) -> None:
+        view = entry.view = snapshot.view
+        entry.conversation = snapshot.aggregate
+        entry.snapshot_version = view.version
+        digest = bytes.fromhex(snapshot.digest)
+        subject = self.store.topology.subject(entry.key)
+        entry.tail = Tail(subject, view.seq, view.version, digest, digest)
+
+    def _wake(self, entry: InUse, sleeping: Sleeping) -> Conversation | None:
+        """The entry's aggregate, from now on awake to be decided on.
+
+        None when what was saved of it is of no use: the entry is dropped, and the next load goes by
+        the conversation's events.
+        """
+        try:
+            entry.conversation = sleeping.awake()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("the snapshot of %s is of no use; ignored: %s", entry.key, error)
+            self._mistrusted.add(entry.key)
+            self._drop(entry)
+            return None
+        self._weigh(entry)
+        return entry.conversation
 
     def _fold(self, entry: InUse, events: Sequence[Recorded]) -> None:
         """Takes stored events into an entry at rest: aggregate, view and tail."""
@@ -694,7 +748,10 @@ class Conversations:
         verify_chain(entry.tail.digest, events)
         for recorded in events:
             event = self.event(entry.key, recorded)
-            entry.conversation = evolve(entry.conversation, event)
+            if isinstance(entry.conversation, Sleeping):
+                entry.conversation.miss(event)
+            else:
+                entry.conversation = evolve(entry.conversation, event)
             entry.view.apply(event, recorded.seq)
         entry.tail = self.store.tail(entry.key, events[-1])
 
@@ -735,11 +792,16 @@ class Conversations:
         source = entry
         if entry.busy:
             source = InUse(key, ConversationView.empty(self.window_size))
+            source.dropped = True  # it was never in use
             await self._read_in(source)
-        if source.conversation is None:
+        aggregate = source.conversation
+        if isinstance(aggregate, Sleeping):
+            aggregate = self._wake(source, aggregate)
+        if aggregate is None:
             return None
         entry.snapshot_version = source.view.version
-        return Snapshot(source.conversation, source.view, source.tail.digest.hex())
+        self._mistrusted.discard(key)
+        return Snapshot(aggregate, source.view, source.tail.digest.hex())
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)

@@ -1,14 +1,18 @@
 """Snapshots of conversations: what shortens a cold load, written while nobody waits for it.
 
 A snapshot holds the aggregate and its view at one event, with that event's sequence and hash.
-Whoever loads it reads on from that very event, so a snapshot that does not belong to the ledger
-(an old one, or one of another ledger) is noticed and ignored. Losing one costs time only.
+Whoever loads it compares it with the events behind, so a snapshot that does not belong to the
+ledger (an old one, or one of another ledger) is noticed and ignored. Losing one costs time only.
+
+The view is what readers wait for; the aggregate, which remembers a thousand messages and commands
+and so grows with the conversation, is left as it was written until somebody decides on it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -16,8 +20,9 @@ from typing import Any, Self
 
 from pydantic_core import from_json, to_json
 
-from domain.conversation import Conversation
-from infra.jetstream.envelope import Recorded
+from domain.conversation import Conversation, evolve
+from domain.events import ConversationEvent
+from infra.jetstream.envelope import Recorded, chain
 from infra.jetstream.errors import StoreUnavailable
 from infra.jetstream.store import Store
 from projections.state import ConversationView
@@ -32,22 +37,70 @@ DUTY = 0.05
 """The largest part of the time that writing snapshots may take."""
 
 
+_WITH_ITS_PARTS = re.compile(rb'\{"view_bytes":(\d+),"digest":"([0-9a-f]{64})","view":')
+_CONVERSATION = b',"conversation":'
+_MISSED_BYTES = 2_000  # roughly what an event takes in memory
+
+
+class Sleeping:
+    """An aggregate as it was written, and the events that it has missed since."""
+
+    __slots__ = ("_events", "_state", "version")
+
+    def __init__(self, state: bytes, version: int) -> None:
+        self._state = state
+        self._events: list[ConversationEvent] = []
+        self.version = version
+
+    @property
+    def size_bytes(self) -> int:
+        """Roughly what it takes in memory."""
+        return len(self._state) + _MISSED_BYTES * len(self._events)
+
+    def miss(self, event: ConversationEvent) -> None:
+        """Keeps an event for when it wakes."""
+        self._events.append(event)
+        self.version = event.originator_version
+
+    @property
+    def missed(self) -> int:
+        """How many events it has missed."""
+        return len(self._events)
+
+    def awake(self) -> Conversation:
+        """The aggregate right after the last of them. Raises ValueError when what was written is
+        of no use here."""
+        conversation = Conversation.from_state(from_json(self._state))
+        for event in self._events:
+            conversation = evolve(conversation, event)
+        if conversation.version != self.version:
+            raise ValueError(f"an aggregate of version {conversation.version} beside another view")
+        return conversation
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """A conversation right after the event at sequence `view.seq`, whose hash is `digest`."""
 
-    conversation: Conversation
+    aggregate: Conversation | Sleeping
     view: ConversationView
     digest: str
 
+    @property
+    def conversation(self) -> Conversation:
+        """The aggregate, awake. Raises ValueError when it is of no use."""
+        return self.aggregate.awake() if isinstance(self.aggregate, Sleeping) else self.aggregate
+
     def encode(self) -> bytes:
-        """The snapshot as JSON."""
-        return to_json(
-            {
-                "digest": self.digest,
-                "conversation": self.conversation.to_state(),
-                "view": self.view.to_state(),
-            }
+        """The snapshot as JSON; `view_bytes` tells where its parts are, for `decode`."""
+        view = to_json(self.view.to_state())
+        conversation = to_json(self.conversation.to_state())
+        return b'{"view_bytes":%d,"digest":"%b","view":%b%b%b}' % (
+            len(view),
+            self.digest.encode(),
+            view,
+            _CONVERSATION,
+            conversation,
         )
 
     @classmethod
@@ -57,21 +110,46 @@ class Snapshot:
         That is one of another format, or with a window of another size than is wanted now.
         """
         try:
-            state: dict[str, Any] = from_json(body)
-            view = ConversationView.from_state(state["view"])
-            conversation = Conversation.from_state(state["conversation"])
-            digest = state["digest"]
+            found = cls._in_parts(body) or cls._whole(body)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             log.info("a snapshot is ignored: %s", error)
             return None
-        if view.window_size != window_size or view.version != conversation.version:
+        if found.view.window_size != window_size or found.view.version != found.aggregate.version:
             return None
-        return cls(conversation, view, digest)
+        return found
+
+    @classmethod
+    def _in_parts(cls, body: bytes) -> Self | None:
+        head = _WITH_ITS_PARTS.match(body)
+        if head is None:
+            return None
+        end = head.end() + int(head[1])
+        start = end + len(_CONVERSATION)
+        if body[end:start] != _CONVERSATION:
+            return None
+        view = ConversationView.from_state(from_json(body[head.end() : end]))
+        return cls(Sleeping(body[start:-1], view.version), view, head[2].decode())
+
+    @classmethod
+    def _whole(cls, body: bytes) -> Self:
+        state: dict[str, Any] = from_json(body)
+        view = ConversationView.from_state(state["view"])
+        conversation = Conversation.from_state(state["conversation"])
+        return cls(conversation, view, bytes.fromhex(state["digest"]).hex())
 
     def stands_at(self, event: Recorded) -> bool:
         """Whether this is the snapshot right after that very event."""
         at = (self.view.seq, self.view.version, self.digest)
         return at == (event.seq, event.version, event.digest)
+
+    def reaches(self, event: Recorded) -> bool:
+        """Whether this is the snapshot right after that event or, by the chain of hashes, of the
+        one before it."""
+        if self.stands_at(event):
+            return True
+        if event.version != self.view.version + 1 or event.seq <= self.view.seq:
+            return False
+        return chain(bytes.fromhex(self.digest), event.body).hex() == event.digest
 
 
 class Snapshotter:

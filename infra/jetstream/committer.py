@@ -187,6 +187,7 @@ class Committer:
         self.distrusts_reading = False
         """What the store shows may not be on disk: nothing is settled by reading it."""
         self.counters = Counters()
+        self.stored_through = 0  # the stream sequence up to which it has seen everything stored
         self.costs = Costs()
         self._nc = nc
         self._stream = stream
@@ -604,6 +605,7 @@ class Committer:
                 message.tail.stored = message.digest
                 message.tail.in_flight = False
                 seq += 1
+        self.stored_through = max(self.stored_through, seq - 1)
         for write in group:
             self._done(write)
 

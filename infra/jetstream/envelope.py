@@ -91,7 +91,10 @@ class Message(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """One event as the store has it: `seq` is its stream sequence, `time` the store's."""
+    """One event as the store has it: `seq` is its stream sequence, `time` the store's.
+
+    `follows` is the sequence of the event before it on its subject; 0 where it does not say.
+    """
 
     seq: int
     subject: str
@@ -100,6 +103,7 @@ class Recorded(NamedTuple):
     digest: str
     time: str
     body: bytes
+    follows: int = 0
 
 
 def chain(previous: bytes, body: bytes) -> bytes:
@@ -134,6 +138,7 @@ def unpack(headers: Mapping[str, str] | None, body: bytes) -> Recorded:
             headers[EVENT_HASH],
             headers["Nats-Time-Stamp"],
             body,
+            int(headers.get(EXPECTED_LAST_SUBJECT_SEQUENCE, "0")),
         )
     except (KeyError, ValueError) as error:
         raise _foreign(headers or {}, error) from error

@@ -13,6 +13,7 @@ commit is not there yet (`whole`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -98,6 +99,10 @@ class Reader:
         """Hears that a message was acknowledged: everything up to it is committed."""
         self._whole[stream] = max(self._whole[stream], seq)
 
+    def whole(self, stream: str) -> int:
+        """Up to where a stream is known to be committed; it may be further by now."""
+        return self._whole[stream]
+
     async def last(self, stream: str, subject: str, *, leader: bool = False) -> Recorded | None:
         """The last event on a subject, None when there is none."""
         for attempt in range(1, _ATTEMPTS + 1):
@@ -119,6 +124,18 @@ class Reader:
         body = json.dumps({"multi_last": [subject], "up_to_seq": seq}).encode()
         page = await self._page(f"$JS.API.DIRECT.GET.{stream}", body)
         return page.events[-1] if page.events else None
+
+    async def before(self, stream: str, event: Recorded) -> Recorded | None:
+        """The event before that one on its subject; None when there is none, or it is not known
+        to the replica that answers."""
+        seq = event.follows or event.seq - 1
+        if seq < 1:
+            return None
+        with contextlib.suppress(LedgerDamaged):  # what is no event may be in between
+            found, _ = await self._one(f"$JS.API.DIRECT.GET.{stream}", b'{"seq": %d}' % seq)
+            if found is not None and found.subject == event.subject:
+                return found
+        return await self._last_up_to(stream, event.subject, event.seq - 1)
 
     async def first_from(
         self, stream: str, subject: str, seq: int, *, leader: bool = False

@@ -20,6 +20,12 @@ from infra.jetstream.reader import Reader
 from infra.jetstream.snapshots import Snapshots
 from infra.jetstream.topology import EVENT_BYTES_MAX, Topology, ensure
 
+NEAR = 20_000
+"""Messages of a stream, two blocks of its store or so, that the server looks through in no time."""
+
+STEPS_MAX = 50
+"""Events that are rather asked for one by one than looked for in more than that."""
+
 
 class Store:
     """Appends to and reads from the streams of one `Topology`.
@@ -143,9 +149,10 @@ class Store:
 
     async def last(self, originator: str, *, leader: bool = False) -> Recorded | None:
         """The originator's last event, None when it has none."""
-        return await self.reader.last(
-            self.stream_of(originator), self.topology.subject(originator), leader=leader
-        )
+        partition = self.topology.partition(originator)
+        stream = self.topology.stream_name(partition)
+        self.reader.heard_stored(stream, self._committers[partition].stored_through)
+        return await self.reader.last(stream, self.topology.subject(originator), leader=leader)
 
     def tail(self, originator: str, last: Recorded | None) -> Tail:
         """The end of an originator's subject behind `last`, to append to."""
@@ -155,16 +162,60 @@ class Store:
         digest = bytes.fromhex(last.digest)
         return Tail(subject, last.seq, last.version, digest, digest)
 
-    async def read(self, originator: str, *, from_seq: int = 1) -> list[Recorded]:
+    async def read(self, originator: str, *, from_seq: int = 1, through: int = 0) -> list[Recorded]:
         """All of an originator's events from stream sequence `from_seq` on, oldest first.
 
-        Raises LedgerDamaged when a version is missing between them.
+        `through` is the sequence of one that is known to be there. Raises LedgerDamaged when a
+        version is missing between them.
         """
         events: list[Recorded] = []
-        subject = self.topology.subject(originator)
-        async for page in self.reader.pages(self.stream_of(originator), subject, from_seq):
+        pages = self.reader.pages(
+            self.stream_of(originator), self.topology.subject(originator), from_seq, through=through
+        )
+        async for page in pages:
             check_contiguous(events[-1:] + page)
             events += page
+        return events
+
+    async def read_up_to(
+        self, originator: str, last: Recorded, *, version: int = 1, seq: int = 1
+    ) -> list[Recorded]:
+        """An originator's events from that version, which is at `seq`, through its last one, and
+        further where there are more by now; oldest first.
+
+        `seq` saves a search; whether that version is there is for the caller to see, by the first
+        of what is returned. Raises LedgerDamaged when a version is missing between them.
+        """
+        steps = last.version - version
+        if 0 < steps <= STEPS_MAX and self._is_far_to_search(last, seq):
+            events = await self._back_from(originator, last, steps)
+            if len(events) > steps:
+                return events
+        return await self.read(originator, from_seq=seq, through=last.seq)
+
+    def _is_far_to_search(self, last: Recorded, seq: int) -> bool:
+        """Whether it is quicker to ask for events one by one than to have the server look for them.
+
+        It counts them first, in all blocks of the stream behind `seq` unless that is the first
+        sequence, and a block that it has not at hand takes it 10 ms or more.
+        """
+        if seq <= 1:
+            return last.follows > 0 and last.seq - last.follows > NEAR
+        stream = self.topology.partition_of_subject(last.subject)
+        begun_at: int = self.streams[stream]["state"]["last_seq"]
+        end = max(begun_at, self.reader.whole(self.topology.stream_name(stream)), last.seq)
+        return end - seq > NEAR
+
+    async def _back_from(self, originator: str, last: Recorded, steps: int) -> list[Recorded]:
+        """`last` and so many events before it, or fewer where one is not found; oldest first."""
+        events = [last]
+        for _ in range(steps):
+            event = await self.reader.before(self.stream_of(originator), events[-1])
+            if event is None:
+                break
+            events.append(event)
+        events.reverse()
+        check_contiguous(events)
         return events
 
     async def read_page(

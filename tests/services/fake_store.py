@@ -76,9 +76,16 @@ class FakeStore:
         events = await self._answered(lambda: self._seen(key, leader=leader))
         return events[-1] if events else None
 
-    async def read(self, key: str, *, from_seq: int = 1) -> list[Recorded]:
+    async def read(self, key: str, *, from_seq: int = 1, through: int = 0) -> list[Recorded]:
         events = await self._answered(lambda: self._seen(key))
+        if through and (not events or events[-1].seq < through):
+            events = self._seen(key, leader=True)
         return [event for event in events if event.seq >= from_seq]
+
+    async def read_up_to(
+        self, key: str, last: Recorded, *, version: int = 1, seq: int = 1
+    ) -> list[Recorded]:
+        return await self.read(key, from_seq=seq, through=last.seq)
 
     async def locate_version(self, key: str, version: int, *, last: Recorded) -> Recorded | None:
         events = await self._answered(lambda: self._seen(key, leader=True))

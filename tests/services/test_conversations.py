@@ -16,9 +16,10 @@ import pytest
 import pytest_asyncio
 from freezegun import freeze_time
 from nats.aio.client import Client
+from pydantic_core import to_json
 
 from domain.commands import parse_command
-from domain.conversation import CommandContext, Limits
+from domain.conversation import CommandContext, Conversation, Limits
 from domain.errors import (
     ConversationNotInitialized,
     InvalidState,
@@ -28,6 +29,7 @@ from domain.errors import (
 )
 from domain.events import ConversationEvent
 from domain.identity import ConversationId
+from infra.jetstream.envelope import Recorded
 from infra.jetstream.errors import (
     Conflict,
     LedgerDamaged,
@@ -40,9 +42,9 @@ from infra.server import EmbeddedServer
 from projections.state import ConversationView
 from services import conversations as conversations_module
 from services import snapshots as snapshots_module
-from services.conversations import AHEAD_MAX, Conversations
+from services.conversations import AHEAD_MAX, MISSED_MAX, Conversations
 from services.errors import NotYetThere, refusal
-from services.snapshots import Snapshot
+from services.snapshots import Sleeping, Snapshot
 
 from .fake_store import FakeStore
 from .rigs import (
@@ -83,6 +85,19 @@ async def faked(store: FakeStore) -> AsyncIterator[Conversations]:
         while store.handed:
             settle_all(store)
             await turns()
+
+
+def as_heard(event: Recorded) -> tuple[dict[str, str], bytes]:
+    """The live copy of a stored event: headers and body."""
+    headers = {
+        "Nats-Sequence": str(event.seq),
+        "Nats-Subject": event.subject,
+        "Nats-Time-Stamp": event.time,
+        "Event-Type": event.topic,
+        "Event-Version": str(event.version),
+        "Event-Hash": event.digest,
+    }
+    return headers, event.body
 
 
 def settle_all(store: FakeStore) -> None:
@@ -453,15 +468,7 @@ async def test_what_is_heard_while_an_append_is_under_way_is_looked_up(store: Fa
     # when another worker's event is stored at the version that ours was to have, and heard of
     by_rival(store)
     rival = store.log[ADAS.key][-1]
-    headers = {
-        "Nats-Sequence": str(rival.seq),
-        "Nats-Subject": rival.subject,
-        "Nats-Time-Stamp": rival.time,
-        "Event-Type": rival.topic,
-        "Event-Version": str(rival.version),
-        "Event-Hash": rival.digest,
-    }
-    conversations.heard(ADAS.key, headers, rival.body)
+    conversations.heard(ADAS.key, *as_heard(rival))
     looking = asyncio.ensure_future(conversations.view(ADAS))
     await turns()
     settle_all(store)
@@ -838,15 +845,7 @@ async def test_a_strangers_event_in_the_place_of_ours_is_shown_at_once(
     # when another worker's event gets there before ours
     by_rival(store, "from elsewhere")
     theirs = store.log[ADAS.key][-1]
-    headers = {
-        "Nats-Sequence": str(theirs.seq),
-        "Nats-Subject": theirs.subject,
-        "Nats-Time-Stamp": theirs.time,
-        "Event-Type": theirs.topic,
-        "Event-Version": str(theirs.version),
-        "Event-Hash": theirs.digest,
-    }
-    faked.heard(ADAS.key, headers, theirs.body)
+    faked.heard(ADAS.key, *as_heard(theirs))
     # then the next read shows it, and ours go behind it
     assert contents((await faked.view(ADAS)).state()) == ["from elsewhere"]
     while not all(each.done() for each in ours):
@@ -940,14 +939,16 @@ def snapshot_at(store: FakeStore, version: int, window_size: int = 5) -> dict[st
 
 async def loaded(store: FakeStore, window_size: int = 5) -> ConversationView:
     async with conversations_on(store.as_store, window_size=window_size) as conversations:
-        view = await conversations.view(ADAS)
+        await conversations.view(ADAS)
         told = append(conversations, "after")
-        await turns()
-        settle_all(store)
+        for _ in range(2):  # decided again where the snapshot is of no use
+            await turns()
+            settle_all(store)
         await told
+        view = await conversations.view(ADAS)
         assert view.state() == store.view(ADAS.key, window_size).state()
         entry = conversations._in_use[ADAS.key]
-        assert entry.conversation is not None
+        assert isinstance(entry.conversation, Conversation)
         expected = store.conversation(ADAS.key)
         assert expected is not None
         assert entry.conversation.to_state() == expected.to_state()
@@ -962,9 +963,9 @@ async def test_a_load_reads_on_from_the_snapshot(
     asked: list[int] = []
     read = store.read
 
-    async def spied(key: str, *, from_seq: int = 1) -> Any:
+    async def spied(key: str, *, from_seq: int = 1, through: int = 0) -> Any:
         asked.append(from_seq)
-        return await read(key, from_seq=from_seq)
+        return await read(key, from_seq=from_seq, through=through)
 
     monkeypatch.setattr(store, "read", spied)
     view = await loaded(store)
@@ -1011,6 +1012,65 @@ async def test_a_snapshot_that_is_of_no_use_is_ignored(store: FakeStore, kind: s
     await grown(store, 20)
     store.saved[ADAS.key] = json.dumps(USELESS[kind](snapshot_at(store, 15))).encode()
     assert (await loaded(store)).version == 21
+
+
+def in_parts(state: dict[str, Any]) -> bytes:
+    """As it is saved, whatever is in it."""
+    view = to_json(state["view"])
+    return b'{"view_bytes":%d,"digest":%b,"view":%b,"conversation":%b}' % (
+        len(view), to_json(state["digest"]), view, to_json(state["conversation"]),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [kind for kind in USELESS if kind.startswith(("of", "with "))])
+async def test_a_snapshot_in_parts_that_is_of_no_use_is_ignored(
+    store: FakeStore, kind: str
+) -> None:
+    await grown(store, 20)
+    store.saved[ADAS.key] = in_parts(USELESS[kind](snapshot_at(store, 15)))
+    assert (await loaded(store)).version == 21
+
+
+@pytest.mark.usefixtures("unhurried_snapshots")
+async def test_an_aggregate_that_cannot_be_woken_is_read_from_the_ledger_and_saved_anew(
+    store: FakeStore,
+) -> None:
+    # given a snapshot of which only the view is of use
+    await grown(store, 60)
+    state = snapshot_at(store, 60)
+    store.saved[ADAS.key] = in_parts({**state, "conversation": {"format": 99}})
+    async with conversations_on(store.as_store, window_size=5) as conversations:
+        # then it is read
+        assert (await conversations.view(ADAS)).state() == store.view(ADAS.key, 5).state()
+        # and written to
+        told = [append(conversations, "after"), append(conversations, "and after")]
+        for _ in range(5):
+            await turns()
+            settle_all(store)
+        assert [(await each).version for each in told] == [61, 62]
+        await turns()
+        snapshot = Snapshot.decode(store.saved[ADAS.key], window_size=5)
+        assert snapshot is not None
+        assert snapshot.conversation.version >= 60
+
+
+async def test_a_conversation_that_is_only_read_sleeps_for_so_many_events_of_others(
+    store: FakeStore,
+) -> None:
+    await grown(store, 20)
+    store.saved[ADAS.key] = in_parts(snapshot_at(store, 20))
+    async with conversations_on(store.as_store, window_size=5) as conversations:
+        await conversations.view(ADAS)
+        entry = conversations._in_use[ADAS.key]
+        for n in range(MISSED_MAX + 1):
+            assert isinstance(entry.conversation, Sleeping)
+            by_rival(store, f"of another worker {n}")
+            conversations.heard(ADAS.key, *as_heard(store.log[ADAS.key][-1]))
+        assert isinstance(entry.conversation, Conversation)
+        expected = store.conversation(ADAS.key)
+        assert expected is not None
+        assert entry.conversation.to_state() == expected.to_state()
+        assert conversations._weight == entry.weight
 
 
 @pytest.mark.parametrize("body", [b"", b"no json", b"\xff\xfe", b"{", b"{}", b"[" * 1_000])

@@ -17,9 +17,10 @@ from domain.errors import ConversationError
 from infra.jetstream.store import Store
 from projections.state import ConversationView
 from services import snapshots as snapshots_module
-from services.snapshots import EVERY_EVENTS, Snapshot, Snapshotter
+from services.snapshots import EVERY_EVENTS, Sleeping, Snapshot, Snapshotter
 from tests.domain.model import lives
-from tests.domain.specification import ADAS, Request, through_storage
+from tests.domain.specification import ADAS, Request, folded, through_storage
+from tests.domain.specification import given as given_life
 
 
 def lived(life: list[Request], window_size: int) -> tuple[Conversation | None, ConversationView]:
@@ -63,6 +64,43 @@ def test_a_snapshot_says_at_which_event_it_stands() -> None:
     assert state["digest"] == "ab" * 32
     assert (state["view"]["seq"], state["view"]["version"]) == (view.seq, 1)
     assert state["conversation"]["version"] == 1
+
+
+def test_the_aggregate_sleeps_until_somebody_decides_on_it() -> None:
+    life = [
+        Request("init", {"user_id": "ada", "context": {"conversation": {"view": [","]}}}),
+        Request("append", {"role": "user", "content": ',"conversation":{"view":}'}),
+        Request("append", {"role": "user", "content": "behind"}),
+    ]
+    *earlier, behind = through_storage(given_life(*life).events)
+    conversation, later = folded(earlier), folded([*earlier, behind])
+    view = ConversationView.empty(3)
+    for event in earlier:
+        view.apply(event, event.originator_version)
+    assert conversation is not None
+    assert later is not None
+    snapshot = Snapshot.decode(Snapshot(conversation, view, "ab" * 32).encode(), window_size=3)
+    assert snapshot is not None
+    sleeping = snapshot.aggregate
+    assert isinstance(sleeping, Sleeping)
+    assert sleeping.version == view.version
+    # when it has missed an event, it takes that in as it wakes
+    sleeping.miss(behind)
+    assert (sleeping.version, sleeping.missed) == (view.version + 1, 1)
+    assert sleeping.awake().to_state() == later.to_state()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"view_bytes":2,"digest":"%b","view":{},"conversation":{}}' % (b"ab" * 32),
+        b'{"view_bytes":9,"digest":"%b","view":{},"conversation":{}}' % (b"ab" * 32),
+        b'{"view_bytes":2,"digest":"%b","view":{}' % (b"ab" * 32),
+        b'{"view_bytes":2,"digest":"%b","view":' % (b"ab" * 32),
+    ],
+)
+def test_parts_that_are_none_are_of_no_use(body: bytes) -> None:
+    assert Snapshot.decode(body, window_size=3) is None
 
 
 @pytest.mark.parametrize(

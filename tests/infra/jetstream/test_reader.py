@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 from typing import Any, cast
 
@@ -147,6 +148,20 @@ async def test_all_pages_together_are_everything_from_there_on(library: Library,
         pages = [page async for page in library.reader.pages(library.stream, subject, seq)]
         assert [event for page in pages for event in page] == expected
         assert all(pages), "no page is empty"
+
+
+async def test_the_event_before_another_one_is_found_whether_that_names_it_or_not(
+    library: Library,
+) -> None:
+    named = 0
+    for name in SUBJECTS:
+        written = library.matching(on(library, name))
+        for before, event in pairwise([None, *written[:100]]):
+            assert event is not None
+            assert await library.reader.before(library.stream, event) == before
+            named += bool(event.follows)
+            assert event.follows in (0, before.seq if before else 0)
+    assert named >= 3
 
 
 async def test_large_events_come_in_several_pages_without_a_gap(

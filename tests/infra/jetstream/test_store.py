@@ -7,11 +7,13 @@ import hashlib
 from collections.abc import AsyncIterator
 from functools import partial
 from random import Random
+from typing import Any
 
 import pytest
 import pytest_asyncio
 from nats.aio.client import Client
 
+from infra.jetstream import store as store_module
 from infra.jetstream.envelope import Recorded, Tail
 from infra.jetstream.errors import Conflict, LedgerDamaged, TooLarge
 from infra.jetstream.store import Store, check_contiguous
@@ -111,6 +113,41 @@ async def test_a_version_is_located_like_by_reading_it_all(store: Store) -> None
 
 
 # -- partitions ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("near", [0, 1_000_000])
+async def test_events_behind_a_version_are_the_same_asked_for_one_by_one_or_looked_for(
+    store: Store, monkeypatch: pytest.MonkeyPatch, near: int
+) -> None:
+    # given events stored alone, several of one originator in a row and apart in one batch
+    random = Random(2)
+    tails = [tail_of(store, name) for name in ("ada", "bob", "eve")]
+    for _ in range(12):
+        together = [events(random.choice(tails), random.choice([1, 1, 3])) for _ in range(4)]
+        await store.append([message for each in together for message in each])
+        await store.append(events(random.choice(tails), 1))
+    searched = 0
+    pages = store.reader.pages
+
+    def spied(*given: Any, **more: Any) -> Any:
+        nonlocal searched
+        searched += 1
+        return pages(*given, **more)
+
+    monkeypatch.setattr(store_module, "NEAR", near)
+    every = {name: await store.read(name) for name in ("ada", "bob", "eve")}
+    monkeypatch.setattr(store.reader, "pages", spied)
+    for name, written in every.items():
+        last = written[-1]
+        for event in [*written[-40:-1], last]:
+            # when they are read from a version on, the same come out
+            version, seq = event.version, event.seq
+            found = await store.read_up_to(name, last, version=version, seq=seq)
+            assert found == written[version - 1 :]
+        behind = await store.read_up_to(name, last, version=last.version + 1, seq=last.seq)
+        assert behind == [last]
+    asked = sum(min(40, len(written)) + 1 for written in every.values())
+    assert searched == (asked if near else 6), "a single event, and one too many, is searched for"
 
 
 async def test_each_originator_lives_in_its_partition(
