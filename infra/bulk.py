@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from nats.aio.client import Client
-from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
+from nats.protocol.parser import AWAITING_CONTROL_LINE, AWAITING_MSG_PAYLOAD, Parser
 
-# As nats-server writes it. Without a reply subject it is a status: left to nats-py.
-_MESSAGE: Final = re.compile(rb"HMSG ([^ \r\n]+) ([0-9]+) ([^ \r\n]+) ([0-9]+) ([0-9]+)\r\n")
+# As nats-server writes it. Without a reply subject it is a status.
+_MESSAGE: Final = re.compile(rb"HMSG ([^ \r\n]+) ([0-9]+) (?:([^ \r\n]+) )?([0-9]+) ([0-9]+)\r\n")
 _ENDING: Final = 2
 
 
@@ -33,16 +33,28 @@ class Delivered(NamedTuple):
 Take = Callable[[Sequence[Delivered]], None]
 """Takes messages in their order. It must not raise, and is called on the event loop."""
 
+Read = Callable[[bytes, int, bytes], tuple[int, int]]
+"""Takes the messages of a subscription (its sid, as written) that begin at a place in the bytes,
+as far as it can read them and they are whole; returns how many, and where it has stopped. What is
+there comes the other way. It must not raise, and is called on the event loop."""
+
 
 class BulkParser(Parser):
-    """nats-py's parser; messages of the subscriptions in `takers` (by sid) go to those."""
+    """nats-py's parser; messages of the subscriptions in `takers` (by sid) go to those, except for
+    what their `readers` take themselves."""
 
     def __init__(self, nc: Client) -> None:
         super().__init__(nc)
         self.takers: dict[int, Take] = {}
+        self.readers: dict[int, Read] = {}
 
     async def parse(self, data: bytes = b"") -> None:
         """Takes in what came from the socket."""
+        if self.takers and self.state == AWAITING_MSG_PAYLOAD:
+            missing = self.needed + _ENDING - len(self.buf)
+            if len(data) > missing:  # nats-py takes the message that it has begun, and no more
+                await super().parse(data[:missing])
+                data = data[missing:]
         if self.takers and self.state == AWAITING_CONTROL_LINE:
             if self.buf:
                 data = bytes(self.buf) + data
@@ -63,6 +75,8 @@ class BulkParser(Parser):
             if taker is None:
                 break
             sid = found[2]
+            place = self._read(sid, data, place)
+            found = _MESSAGE.match(data, place)
             taken: list[Delivered] = []
             size = 0
             while found is not None and found[2] == sid:
@@ -72,12 +86,22 @@ class BulkParser(Parser):
                 if end + _ENDING > len(data):
                     self._hand_over(taker, taken, size)
                     return ~place
-                taken.append(Delivered(subject, reply, data[start:middle], data[middle:end]))
+                taken.append(Delivered(subject, reply or b"", data[start:middle], data[middle:end]))
                 size += end - middle
                 place = end + _ENDING
                 found = _MESSAGE.match(data, place)
             self._hand_over(taker, taken, size)
         return place
+
+    def _read(self, sid: bytes, data: bytes, place: int) -> int:
+        """Has the subscription's reader take what it can; returns where the rest begins."""
+        reader = self.readers.get(int(sid))
+        if reader is None:
+            return place
+        count, behind = reader(data, place, sid)
+        self.nc.stats["in_msgs"] += count
+        self.nc.stats["in_bytes"] += behind - place
+        return behind
 
     def _hand_over(self, taker: Take, taken: list[Delivered], size: int) -> None:
         if taken:

@@ -20,7 +20,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.protocol import parser
 
-from infra.bulk import BulkParser, Delivered, Take
+from infra.bulk import BulkParser, Delivered, Read, Take
 
 MALFORMED = "Malformed-Headers"
 """Stands in the headers of a message whose own could not be read (a name that no sender can set
@@ -66,9 +66,14 @@ class SturdyClient(Client):
                 if not answer.done():
                     answer.set_exception(ConnectionResetError("the connection was lost"))
 
-    def take_in_bulk(self, subscription: Subscription, take: Take) -> None:
-        """Has `take` get the subscription's messages from now on until it is unsubscribed."""
+    def take_in_bulk(
+        self, subscription: Subscription, take: Take, read: Read | None = None
+    ) -> None:
+        """Has `take` get the subscription's messages from now on until it is unsubscribed, except
+        for those that `read` takes itself."""
         self._ps.takers[subscription._id] = take
+        if read is not None:
+            self._ps.readers[subscription._id] = read
 
     async def _process_msg(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
@@ -88,6 +93,7 @@ class SturdyClient(Client):
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
         self._ps.takers.pop(sid, None)
+        self._ps.readers.pop(sid, None)
         super()._remove_sub(sid, max_msgs)
 
     def _build_message(
@@ -135,8 +141,11 @@ def headers_of(block: bytes) -> dict[str, str]:
     return found
 
 
-async def subscribe_in_bulk(nc: Client, subject: str, take: Take) -> Subscription:
-    """A subscription whose messages `take` gets as they are read, without a queue in between.
+async def subscribe_in_bulk(
+    nc: Client, subject: str, take: Take, read: Read | None = None
+) -> Subscription:
+    """A subscription whose messages `take` gets as they are read, without a queue in between;
+    `read` takes those that it can read itself.
 
     Who subscribes so bounds what can come. A client that is nats-py's own works too, message by
     message.
@@ -147,7 +156,7 @@ async def subscribe_in_bulk(nc: Client, subject: str, take: Take) -> Subscriptio
 
     subscription = await nc.subscribe(subject, cb=each)
     if isinstance(nc, SturdyClient):
-        nc.take_in_bulk(subscription, take)
+        nc.take_in_bulk(subscription, take, read)
     return subscription
 
 

@@ -42,8 +42,20 @@ _USUAL_BLOCK = re.compile(
     rb"NATS/1\.0\r\nEvent-Type: ([!-~]+)\r\nEvent-Version: ([0-9]+)\r\n"
     rb"Event-Hash: ([0-9a-fA-F]{64})\r\n(?:(?:Event-Write|Nats-[A-Za-z-]+): [!-~]+\r\n)*\r\n"
 )
+# The same on the wire, of an event that a consumer delivers: stream sequence and time out of the
+# short form of the acknowledgement subject (ADR-15), then what it is, and of which batch.
+_USUAL_MESSAGE = re.compile(
+    rb"HMSG ([!-~]+) ([0-9]+) \$JS\.ACK\.[^. \r]+\.[^. \r]+\.[0-9]+\.([0-9]{1,19})\.[0-9]+"
+    rb"\.([0-9]{1,11})([0-9]{9})\.[0-9]+ ([0-9]{1,9}) ([0-9]{1,9})\r\n"
+    rb"NATS/1\.0\r\nEvent-Type: ([!-~]+)\r\nEvent-Version: ([0-9]{1,19})\r\n"
+    rb"Event-Hash: ([0-9a-fA-F]{64})\r\n(?:Event-Write: [!-~]+\r\n)?"
+    rb"(?:Nats-Batch-Id: ([!-~]+)\r\nNats-Batch-Sequence: [0-9]+\r\n)?"
+    rb"(?:Nats-Expected-Last-Subject-Sequence: [0-9]+\r\n)?"
+    rb"(Nats-Batch-Commit: [!-~]+\r\n)?\r\n"
+)
 _OF_A_BATCH = f"\r\n{BATCH_ID}:".encode()
 _ENDS_A_BATCH = f"\r\n{BATCH_COMMIT}:".encode()
+_ENDING = 2
 
 GENESIS = bytes(32)
 """The hash before an originator's first event."""
@@ -104,6 +116,10 @@ class Recorded(NamedTuple):
     time: str
     body: bytes
     follows: int = 0
+
+
+Placed = tuple[Recorded, bytes | None, bool]
+"""An event, the id of the batch that it was written in, and whether more of that batch follows."""
 
 
 def chain(previous: bytes, body: bytes) -> bytes:
@@ -182,15 +198,46 @@ def unpack_in_bulk(message: Delivered) -> Recorded:
     return Recorded(seq, subject, topic.decode(), int(version), digest.decode(), time, message.body)
 
 
+def read_in_bulk(data: bytes, place: int, sid: bytes) -> tuple[list[Placed], int]:
+    """Reads the events that a consumer delivered for a subscription out of what came from a socket.
+
+    From `place` on, as far as they are whole and look as usual; returns them and where the rest
+    begins.
+    """
+    read: list[Placed] = []
+    size = len(data)
+    while (found := _USUAL_MESSAGE.match(data, place)) is not None:
+        subject, of, seq, at, rest, head, total, topic, version, digest, batch, ends = (
+            found.groups()
+        )
+        start = found.end()
+        end = start + int(total) - int(head)
+        if of != sid or end + _ENDING > size:
+            break
+        time = f"{_second(at)}.{rest.decode()}Z"
+        event = Recorded(
+            int(seq),
+            subject.decode(),
+            topic.decode(),
+            int(version),
+            digest.decode(),
+            time,
+            data[start:end],
+        )
+        read.append((event, batch, batch is not None and ends is None))
+        place = end + _ENDING
+    return read, place
+
+
 def is_unfinished(block: bytes) -> bool:
     """Whether a header block is that of a message of a batch, and not of its last one."""
     return _OF_A_BATCH in block and _ENDS_A_BATCH not in block
 
 
-def batch_line(block: bytes) -> bytes:
-    """The line of a header block that tells the batch; all messages of one batch have the same."""
-    start = block.index(_OF_A_BATCH)
-    return block[start : block.index(b"\r\n", start + 2) + 2]
+def batch_of(block: bytes) -> bytes | None:
+    """The id of the batch that a header block says its message is of; None where it is of none."""
+    _, found, rest = block.partition(_OF_A_BATCH)
+    return rest.partition(b"\r\n")[0].strip() if found else None
 
 
 def status_of(block: bytes) -> tuple[str, str, dict[str, str]]:
@@ -208,14 +255,14 @@ def _place(reply: str) -> tuple[int, str]:
     try:
         seq, _, nanoseconds = parts[5:8] if len(parts) == 9 else parts[7:10]  # long form: ADR-15
         seconds, rest = divmod(int(nanoseconds), 1_000_000_000)
-        return int(seq), f"{_second(seconds)}.{rest:09d}Z"
+        return int(seq), f"{_second(b'%d' % seconds)}.{rest:09d}Z"
     except (ValueError, OverflowError, OSError) as error:
         raise LedgerDamaged(f"{reply[:200]!r} tells no place in a stream: {error!r}") from error
 
 
 @lru_cache(16)
-def _second(seconds: int) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
+def _second(seconds: bytes) -> str:
+    return f"{datetime.fromtimestamp(int(seconds), UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 def sent_under(message: Mapping[str, Any]) -> str:

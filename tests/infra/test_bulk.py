@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,9 @@ from nats.protocol.parser import Parser
 from infra.bulk import BulkParser, Delivered
 from infra.jetstream.envelope import (
     Recorded,
+    batch_of,
     is_unfinished,
+    read_in_bulk,
     status_of,
     unpack_delivered,
     unpack_in_bulk,
@@ -81,9 +85,65 @@ async def test_every_operation_is_taken_once_and_in_order_however_the_bytes_are_
     assert len(bulk.heard) == len(wires)
 
 
+@given(st.lists(st.sampled_from("eeeeuo"), max_size=12), st.lists(st.integers(1, 900), min_size=1))
+async def test_a_reader_takes_what_it_can_read_and_the_taker_the_rest(
+    kinds: list[str], cuts: list[int]
+) -> None:
+    # given events (e), what looks unusual (u) and messages of another subscription (o)
+    wires = [wire(number, kind) for number, kind in enumerate(kinds, start=1)]
+    parser = SturdyClient()._ps
+    taken: list[int] = []
+
+    def read(data: bytes, place: int, sid: bytes) -> tuple[int, int]:
+        found, behind = read_in_bulk(data, place, sid)
+        taken.extend(event.seq for event, _, _ in found)
+        return len(found), behind
+
+    def take(messages: Sequence[Delivered]) -> None:
+        taken.extend(unpack_in_bulk(message).seq for message in messages)
+
+    parser.takers[IN_BULK], parser.readers[IN_BULK] = take, read
+    data, number = b"".join(wires), 0
+    while data:
+        size = cuts[number % len(cuts)]
+        await parser.parse(data[:size])
+        data, number = data[size:], number + 1
+
+    assert taken == [number for number, kind in enumerate(kinds, start=1) if kind != "o"]
+
+
 BLOCK = b"NATS/1.0\r\nEvent-Type: T\r\nEvent-Version: 3\r\nEvent-Hash: " + b"ab" * 32 + b"\r\n"
 REPLY = b"$JS.ACK.S.c.1.42.7.1700000000123456789.0"
 READ = Recorded(42, "e.x", "T", 3, "ab" * 32, "2023-11-14T22:13:20.123456789Z", b"{}")
+
+
+def wire(seq: int, kind: str, more: bytes = b"") -> bytes:
+    block = BLOCK + (b"Somebody-Elses: a word and another\r\n" if kind == "u" else more) + b"\r\n"
+    sid = OTHER if kind == "o" else IN_BULK
+    reply = b"$JS.ACK.S.c.1.%d.7.1700000000123456789.0" % seq
+    return b"HMSG e.x %d %b %d %d\r\n%b{}\r\n" % (sid, reply, len(block), len(block) + 2, block)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        b"",
+        b"Event-Write: w\r\nNats-Expected-Last-Subject-Sequence: 4\r\n",
+        b"Nats-Batch-Id: b\r\nNats-Batch-Sequence: 1\r\nNats-Expected-Last-Subject-Sequence: 4\r\n",
+        b"Nats-Batch-Id: b\r\nNats-Batch-Sequence: 9\r\nNats-Batch-Commit: 1\r\n",
+    ],
+)
+def test_what_is_read_in_bulk_is_what_single_messages_say(more: bytes) -> None:
+    data = wire(42, "e", more) + wire(43, "e", more)
+
+    found, behind = read_in_bulk(data, 0, b"%d" % IN_BULK)
+
+    message = Delivered(b"e.x", REPLY, BLOCK + more + b"\r\n", b"{}")
+    said = (batch_of(message.headers), is_unfinished(message.headers))
+    assert found == [(READ, *said), (READ._replace(seq=43), *said)]
+    assert behind == len(data)
+    assert read_in_bulk(data[:-1], 0, b"%d" % IN_BULK)[0] == found[:1]
+    assert read_in_bulk(data, 0, b"%d" % OTHER) == ([], 0)
 
 
 @pytest.mark.parametrize(
