@@ -339,14 +339,7 @@ class AnalyticsService:
     def _stats(self, _: EndpointStats) -> dict[str, Any]:
         if self.tables is None:
             return {"state": "starting"}
-        progress = self.tables.projector.progress
-        return {
-            "state": progress.state.value,
-            "reason": progress.reason,
-            "positions": {str(each): seq for each, seq in progress.positions.items()},
-            "events": progress.events,
-            "lag_ms": progress.lag_ms,
-        }
+        return self.tables.projector.progress.told()
 
     def _partition_of(self, application_name: str) -> int:
         return int(application_name.rpartition("-")[2])

@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ import click
 from nats.aio.client import Client
 
 from domain.identity import ConversationId, new_id
+from infra.loop import run
 from infra.settings import PREFIX, Settings, variable
 from infra.supervision import Child, Program, State, Supervisor, read_status
 from services.cli.errors import FAILED, INTERRUPTED, CommandFailed
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _forget_settings()
     try:
         with _directory(options.data) as data_dir:
-            return _run(_guarded(data_dir, sources))
+            return run(_guarded(data_dir, sources))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -121,14 +122,6 @@ def _directory(wanted: Path | None) -> Iterator[Path]:
             path.mkdir(parents=True, exist_ok=True)
         stack.enter_context(contextlib.chdir(path))
         yield path
-
-
-def _run(work: Coroutine[Any, Any, int]) -> int:
-    try:
-        import uvloop  # noqa: PLC0415 - not built for every platform
-    except ImportError:
-        return asyncio.run(work)
-    return uvloop.run(work)
 
 
 async def _guarded(data_dir: Path, sources: Sequence[Source]) -> int:

@@ -306,14 +306,7 @@ class DirectoryService:
 
     def _stats(self, _: EndpointStats) -> dict[str, Any]:
         assert self._projector is not None, "start() comes first"
-        progress = self._projector.progress
-        return {
-            "state": progress.state.value,
-            "reason": progress.reason,
-            "positions": {str(each): seq for each, seq in progress.positions.items()},
-            "events": progress.events,
-            "lag_ms": progress.lag_ms,
-        }
+        return self._projector.progress.told()
 
 
 def _tenant_of(subject: str, prefix: str) -> str:

@@ -63,6 +63,16 @@ class Progress:
     lag_ms: int | None = None
     """How long after it was stored the last event of the last batch was in the tables."""
 
+    def told(self) -> dict[str, Any]:
+        """What its service says of it in `$SRV.STATS`."""
+        return {
+            "state": self.state.value,
+            "reason": self.reason,
+            "positions": {str(each): seq for each, seq in self.positions.items()},
+            "events": self.events,
+            "lag_ms": self.lag_ms,
+        }
+
 
 class Taken(NamedTuple):
     """One event of a batch: what it says, and how the ledger has it."""

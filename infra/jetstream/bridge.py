@@ -17,7 +17,6 @@ import asyncio
 import atexit
 import contextlib
 import functools
-import importlib.util
 import logging
 import os
 import threading
@@ -27,6 +26,7 @@ from typing import Any, Generic, TypeVar
 from eventsourcing.persistence import InterfaceError, ProgrammingError
 
 from infra.jetstream.errors import StoreUnavailable
+from infra.loop import new_loop
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Bridge:
     _guard = threading.RLock()  # re-entered when the garbage collector closes something meanwhile
 
     def __init__(self) -> None:
-        self.loop = _new_loop()
+        self.loop = new_loop()
         self._pid = os.getpid()
         self._users = 0
         self._at_end: list[Closing] = []
@@ -259,14 +259,6 @@ class Bridge:
     def _after_fork(cls) -> None:
         cls._guard = threading.RLock()  # whoever held it is not here
         cls._shared = None
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    if importlib.util.find_spec("uvloop") is not None:
-        import uvloop  # noqa: PLC0415 (an optional part of this module: there is none on Windows)
-
-        return uvloop.new_event_loop()
-    return asyncio.new_event_loop()
 
 
 def _hand_on(reply: Reply[_T], task: asyncio.Task[_T]) -> None:

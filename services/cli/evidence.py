@@ -32,8 +32,8 @@ def export(client: Client, *, named: Named, to: str | None) -> None:
       convo export c-1
       convo export c-1 -o - | gzip > c-1.evidence.jsonl.gz
     """
+    from infra.loop import run
     from services.cli.requests import conversation
-    from services.cli.scanning import run
     from services.cli.verifying import BUNDLE_SUFFIX
 
     id = conversation(named)
@@ -100,7 +100,7 @@ def prove(client: Client, *, named: Named, version: int, to: str | None) -> None
     """
     import json
 
-    from services.cli.scanning import run
+    from infra.loop import run
 
     proof = json.dumps(run(_prove(client, named, version)), ensure_ascii=False, indent=1)
     if to is None or to == "-":

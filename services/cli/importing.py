@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from infra.loop import run
 from services.cli import output
 from services.cli.errors import CommandFailed, Interrupted
 from services.cli.options import Client, client_options
@@ -79,17 +78,8 @@ def import_(
                 )
                 await importer.run(LineReader(file), concurrency)
 
-    _run(work())
+    run(work())
     _finish(tally, client)
-
-
-def _run(work: Coroutine[Any, Any, None]) -> None:
-    try:
-        import uvloop
-    except ImportError:  # not built for this platform
-        asyncio.run(work)
-    else:
-        uvloop.run(work)
 
 
 def _finish(tally: Tally, client: Client) -> None:

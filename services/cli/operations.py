@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
 
 import click
 
+from infra.loop import run
 from services.cli import output
 from services.cli.errors import CommandFailed
 from services.cli.options import Client, client_options
@@ -67,11 +66,11 @@ def up(
     """
     from services.cli import logs
     from services.cli.requests import settings_of
-    from services.up import up as run
+    from services.up import up as ledger
 
     settings = settings_of(nats, data_dir=data_dir, port=port, log="json" if as_json else None)
     logs.configure(settings)
-    ctx.exit(asyncio.run(run(settings, workers=workers)))
+    ctx.exit(asyncio.run(ledger(settings, workers=workers)))
 
 
 @click.command()
@@ -90,7 +89,7 @@ def serve(*, services: tuple[str, ...], nats: str | None, as_json: bool, gated: 
     """
     from infra.connection import ConnectionRefused
     from infra.jetstream.errors import StoreUnavailable, StreamMismatch
-    from services.bootstrap import serve as run
+    from services.bootstrap import serve as serving
     from services.cli import logs
     from services.cli.requests import server_url, settings_of
     from services.gateway.errors import GatewayUnusable
@@ -100,7 +99,7 @@ def serve(*, services: tuple[str, ...], nats: str | None, as_json: bool, gated: 
     if gated:  # by `convo up`, whose server is not there yet: all is loaded meanwhile
         sys.stdin.buffer.read()
     try:
-        _run(run(settings, tuple(dict.fromkeys(services)), url=server_url(settings)))
+        run(serving(settings, tuple(dict.fromkeys(services)), url=server_url(settings)))
     except (ConnectionRefused, GatewayUnusable, StreamMismatch, StoreUnavailable) as error:
         raise CommandFailed(str(error)) from None
 
@@ -155,15 +154,6 @@ def doctor(client: Client, *, data_dir: Path | None) -> None:
     if found.failed:
         checks = "check" if found.failed == 1 else "checks"
         raise CommandFailed(f"{found.failed} {checks} failed: see the lines that begin with FAIL")
-
-
-def _run(work: Coroutine[Any, Any, None]) -> None:
-    try:
-        import uvloop
-    except ImportError:  # not built for this platform
-        asyncio.run(work)
-    else:
-        uvloop.run(work)
 
 
 @click.command()

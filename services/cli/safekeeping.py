@@ -52,7 +52,7 @@ def backup(client: Client, *, folder: Path, keys: bool, data_dir: Path | None) -
     """
     from infra.jetstream.archive import ArchiveRefused
     from infra.jetstream.errors import StoreUnavailable
-    from services.cli.scanning import run
+    from infra.loop import run
 
     began = time.monotonic()
     try:
@@ -137,7 +137,8 @@ def restore(
     """
     from infra.jetstream.archive import Archive, ArchiveRefused
     from infra.jetstream.errors import StoreUnavailable, StreamMismatch
-    from services.cli.scanning import Counting, run
+    from infra.loop import run
+    from services.cli.scanning import Counting
 
     began = time.monotonic()
     checks: list[PartitionCheck] = []
@@ -267,7 +268,7 @@ def fence(client: Client, *, accept_loss: bool, data_dir: Path | None) -> None:
       convo fence --accept-loss --data /srv/convo
     """
     from infra.jetstream.errors import StoreUnavailable
-    from services.cli.scanning import run
+    from infra.loop import run
 
     try:
         rows = run(_fence(client, data_dir, accept_loss=accept_loss))

@@ -3,12 +3,10 @@ terminal, a bar when it takes longer than a second."""
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
-from collections.abc import Coroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from nats.aio.client import Client as Connection
@@ -20,18 +18,6 @@ if TYPE_CHECKING:
 
 FIRST_SHOWN_S = 1.0
 REFRESH_S = 0.2
-
-
-Result = TypeVar("Result")
-
-
-def run(work: Coroutine[Any, Any, Result]) -> Result:
-    """Runs it on uvloop, where that is built for this platform."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(work)
-    return uvloop.run(work)
 
 
 async def topology_of(connection: Connection, settings: Settings) -> Topology:

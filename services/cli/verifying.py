@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from infra.jetstream.errors import StoreUnavailable
+from infra.loop import run
 from infra.notary.notes import NoteRefused, PublicKey
 from infra.pace import Pace
 from services.cli import output
 from services.cli.errors import CommandFailed
 from services.cli.options import Client, Named
 from services.cli.requests import audit, connected, conversation, settings_of
-from services.cli.scanning import Counting, run, topology_of
+from services.cli.scanning import Counting, topology_of
 from services.cli.timeline import report
 from services.evidence import Finding, check_bundle
 from services.ledger_check import PartitionCheck, check_partition

@@ -32,7 +32,6 @@ from statistics import quantiles
 from typing import Any
 
 import nats
-import uvloop
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
@@ -42,6 +41,7 @@ from domain.mapper import ConversationMapper
 from infra.connection import connect
 from infra.jetstream.envelope import pack
 from infra.jetstream.store import Store
+from infra.loop import run
 from infra.server import EmbeddedServer
 from infra.settings import Settings
 from infra.supervision import Program, Supervisor
@@ -294,7 +294,7 @@ def main() -> None:
     options.add_argument("--data", type=Path, metavar="DIR", help="Keep the ledger there.")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        uvloop.run(measure(given.events, given.data or Path(directory)))
+        run(measure(given.events, given.data or Path(directory)))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 import nats
-import uvloop
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import ConsumerConfig
@@ -27,6 +26,7 @@ from infra.connection import connect
 from infra.jetstream.envelope import Message, Tail, pack
 from infra.jetstream.scan import scan
 from infra.jetstream.store import Store
+from infra.loop import run
 from infra.server import EmbeddedServer
 from infra.settings import Settings
 from services.bootstrap import topology
@@ -143,4 +143,4 @@ async def main(events: int, conversations: int, rounds: int) -> None:
 if __name__ == "__main__":
     given = [int(each) for each in sys.argv[1:]]
     defaults = [1_000_000, 20_000, 3]
-    uvloop.run(main(*given, *defaults[len(given) :]))  # on uvloop as the command line does
+    run(main(*given, *defaults[len(given) :]))

@@ -16,7 +16,6 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import uvloop
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
@@ -25,6 +24,7 @@ from infra.jetstream.archive import Archive
 from infra.jetstream.envelope import Tail
 from infra.jetstream.store import Store
 from infra.jetstream.topology import call
+from infra.loop import run
 from infra.server import EmbeddedServer
 from infra.settings import Settings
 from services.backup import back_up
@@ -117,7 +117,7 @@ async def fill_more(store: Store) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(
+    run(
         main(
             int(sys.argv[1]) if len(sys.argv) > 1 else 500_000,
             int(sys.argv[2]) if len(sys.argv) > 2 else 10_000,

@@ -16,7 +16,8 @@ import sys
 import nats
 from nats.aio.msg import Msg
 
-from tests.benchmarks.wire import Wire, run
+from infra.loop import run
+from tests.benchmarks.wire import Wire
 
 ECHO, SAME, TELL, BARE = "bench.echo", "bench.same", "bench.tell", "bench.bare"
 ANSWER = b'{"ok":true}'

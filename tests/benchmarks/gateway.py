@@ -27,9 +27,10 @@ from urllib.parse import urlsplit
 
 import websockets
 
+from infra.loop import run
 from tests.benchmarks.load import Order, Writers
 from tests.benchmarks.metering import cpu_seconds, load_average
-from tests.benchmarks.wire import Wire, run
+from tests.benchmarks.wire import Wire
 from tests.services.gateway.site import GatewayProcess, Site
 
 CONTENT = "x" * 300

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from infra.loop import run
 from tests.benchmarks import metering
-from tests.benchmarks.wire import Wire, run
+from tests.benchmarks.wire import Wire
 
 REPLY_WITHIN_S = 30.0
 """A request without an answer for so long ends the measurement as failed."""

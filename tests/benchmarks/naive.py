@@ -14,7 +14,7 @@ import nats
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from tests.benchmarks.wire import run
+from infra.loop import run
 
 APPEND, STORED = "bench.naive", "bench.publish.0.naive"
 

@@ -8,11 +8,9 @@ protocol, docs.nats.io/reference/reference-protocols/nats-protocol.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any, Self, TypeVar, cast
+from collections.abc import Callable
+from typing import Self, cast
 from urllib.parse import urlsplit
-
-T = TypeVar("T")
 
 _HELLO = (
     b'CONNECT {"verbose":false,"pedantic":false,"lang":"python-bare","version":"0","protocol":1,'
@@ -124,12 +122,3 @@ class Wire(asyncio.Protocol):
             self._pongs.pop(0).set_result(None)
         elif first == _MINUS and not self.lost.done():
             self.lost.set_exception(WireError(f"the server says {line.decode()}"))
-
-
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs it to its end on the loop that the product's services run on."""
-    try:
-        import uvloop  # noqa: PLC0415 - not built for every platform
-    except ImportError:
-        return asyncio.run(work)
-    return uvloop.run(work)
