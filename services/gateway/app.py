@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from services.endpoint import VERSION
 from services.gateway import (
@@ -37,16 +38,21 @@ def create_app(gateway: Gateway) -> FastAPI:
     )
     app.state.gateway = gateway
     errors.install(app)
-    app.add_middleware(Direct, shortcuts=threads.SHORTCUTS)
-    app.add_middleware(Guard, settings=gateway.settings)
-    if origins := gateway.settings.allowed_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=sorted(origins),
-            allow_methods=["GET", "POST", "PUT", "DELETE"],
-            allow_headers=["*"],
-            expose_headers=["Retry-After", *chats.PROTOCOL],
-        )
     for family in (threads, conversations, streams, sessions, chats, health, page):
         app.include_router(family.router)
     return app
+
+
+def guarded(app: FastAPI, gateway: Gateway) -> ASGIApp:
+    """The application behind what is looked at before any route; what a server serves."""
+    settings = gateway.settings
+    guard = Guard(Direct(app, threads.SHORTCUTS), settings=settings)
+    if not settings.allowed_origins:
+        return guard
+    return CORSMiddleware(
+        guard,
+        allow_origins=sorted(settings.allowed_origins),
+        allow_methods=["GET", "POST", "PUT", "DELETE"],
+        allow_headers=["*"],
+        expose_headers=["Retry-After", *chats.PROTOCOL],
+    )

@@ -108,7 +108,11 @@ async def body_of(request: Request, model: type[T]) -> T:
     """The request's JSON body. Raises GatewayError, naming each wrong field."""
     if not request.headers.get("content-type", "").startswith("application/json"):
         raise not_called_json()
-    raw = await request.body()
+    first = await request.receive()
+    if first["type"] == "http.request" and not first.get("more_body"):
+        raw = first.get("body", b"")
+    else:  # it comes in several
+        raw = first.get("body", b"") + await request.body()
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:

@@ -11,9 +11,10 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
-from starlette.requests import Request
+from fastapi import FastAPI
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from services.gateway.errors import response, told
 
@@ -28,9 +29,9 @@ class Shortcut(NamedTuple):
 
 
 class Direct:
-    """The middleware: takes the shortcuts, and leaves everything else to the application."""
+    """Takes the shortcuts, and leaves everything else to the application."""
 
-    def __init__(self, app: ASGIApp, *, shortcuts: Sequence[Shortcut]) -> None:
+    def __init__(self, app: FastAPI, shortcuts: Sequence[Shortcut]) -> None:
         self._app = app
         self._shortcuts = tuple(shortcuts)
 
@@ -39,8 +40,11 @@ class Direct:
         if scope["type"] == "http":
             for method, path, handler in self._shortcuts:
                 if scope["method"] == method and (found := path.fullmatch(scope["path"])):
+                    scope["app"] = self._app
                     try:
                         answer = await handler(Request(scope, receive), *found.groups())
+                    except ClientDisconnect:
+                        return  # nobody waits for an answer
                     except Exception as error:  # noqa: BLE001 (whatever it is, it is told)
                         answer = response(told(error))
                     await answer(scope, receive, send)

@@ -9,10 +9,10 @@ its host: a foreign name that has been made to point here (DNS rebinding) is ref
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
@@ -42,10 +42,10 @@ class Guard:
         if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))  # the first of a name counts
         refusal = self._refusal(scope, headers)
         if refusal is None:
-            if scope["type"] == "http" and "content-length" not in headers:
+            if scope["type"] == "http" and b"content-length" not in headers:
                 receive = _limited(receive)
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
@@ -53,17 +53,20 @@ class Guard:
         else:
             await WebSocket(scope, receive, send).send_denial_response(response(refusal))
 
-    def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> GatewayError | None:
-        host = headers.get("host", "")
+    def _refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> GatewayError | None:
+        host = headers.get(b"host", b"").decode("latin-1")
         if self._hosts is not None and _hostname(host) not in self._hosts:
             return Forbidden(
                 f"without credentials this gateway answers to the names of its own machine, not to "
                 f"{host!r}: list the origin in {variable('origins')}, or set {variable('auth')}"
             )
-        origin = headers.get("origin")
-        if origin is not None and not self._trusts(origin, host, scope):
-            return Forbidden(f"pages of {origin} may not do this: list it in {variable('origins')}")
-        length = headers.get("content-length", "0")
+        if (told := headers.get(b"origin")) is not None:
+            origin = told.decode("latin-1")
+            if not self._trusts(origin, host, scope):
+                return Forbidden(
+                    f"pages of {origin} may not do this: list it in {variable('origins')}"
+                )
+        length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > BODY_BYTES_MAX:
             return _too_large()
         return None
@@ -74,6 +77,7 @@ class Guard:
         return origin in self._origins or urlsplit(origin).netloc == host
 
 
+@lru_cache(maxsize=1_000)
 def _hostname(host: str) -> str:
     try:
         return urlsplit(f"//{host}").hostname or ""

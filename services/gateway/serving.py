@@ -22,7 +22,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from infra.connection import connect
 from infra.jetstream.lean import LeanClient
 from infra.settings import Settings, variable
-from services.gateway.app import create_app
+from services.gateway.app import create_app, guarded
 from services.gateway.errors import GatewayUnusable
 from services.gateway.examination import Examination
 from services.gateway.gateway import Gateway
@@ -81,7 +81,7 @@ async def running(settings: Settings, *, url: str) -> AsyncIterator[str]:
         live = Live(hearing, ledger)
         stack.push_async_callback(live.close)
         gateway = Gateway(settings, ledger, live, authority, Examination(asking, settings))
-        async with serving(create_app(gateway), listener) as where:
+        async with serving(guarded(create_app(gateway), gateway), listener) as where:
             log.info("the gateway is at %s", where)
             try:
                 yield where

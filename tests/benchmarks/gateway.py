@@ -1,8 +1,9 @@
 """What the gateway costs: `python -m tests.benchmarks.gateway`.
 
-The server, the worker and the gateway are processes of their own, as `convo up` runs them; the load
-is made here, with bare connections (one request outstanding on each), so that it costs little. What
-it does cost is shown beside the others: all of them share the machine.
+The server, the worker and the gateway are processes of their own, as `convo up` runs them, and
+nothing else runs: an append needs no more. The load is made here, with bare connections (one
+request outstanding on each), so that it costs little. What it does cost is shown beside the others:
+all of them share the machine.
 
 - append: the same message over NATS and over HTTP, one at a time, in turns; then 64 at once;
 - chat: a message is appended over NATS; viewers hold WebSockets. The time is from the durable
@@ -28,6 +29,7 @@ from urllib.parse import urlsplit
 import websockets
 
 from infra.loop import run
+from tests.acceptance.deployment import Worker
 from tests.benchmarks.load import Order, Writers
 from tests.benchmarks.metering import cpu_seconds, load_average
 from tests.benchmarks.wire import Wire
@@ -285,6 +287,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         site = Site(Path(folder))
+        site.worker = Worker(site.server, Path(folder) / "worker")
         try:
             site.start()
             run(measure(site, arguments.seconds))

@@ -60,7 +60,7 @@ class Site:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.server = NatsServer(directory)
-        self.worker = Services(self.server, directory / "worker")
+        self.worker: Worker = Services(self.server, directory / "worker")
         self.gateways: list[GatewayProcess] = []
 
     def start(self) -> None:
