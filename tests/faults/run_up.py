@@ -27,7 +27,8 @@ from services.cli import logs
 BESIDE = ("audit", "analytics", "directory")
 """What runs beside the workers: all that keeps something of the ledger."""
 
-PATIENCE = Patience(longest_s=0.4, failing_after=1_000)
+PATIENCE = Patience(longest_s=0.1, failing_after=1_000)
+"""However often something was killed before, it is started again as after a first time."""
 
 
 def main(workers: str, program: str) -> int:
