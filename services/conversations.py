@@ -602,6 +602,11 @@ class Conversations:
         sequence of an event that is there, whatever a replica says. Folded from the
         first event on; `version` 0 when it holds for none.
         """
+        return await self.store.from_any_copy(lambda: self._replayed(id, until, through))
+
+    async def _replayed(
+        self, id: ConversationId, until: Callable[[ConversationEvent], bool], through: int
+    ) -> ConversationView:
         view = ConversationView.empty(self.window_size)
         subject = self.store.topology.subject(id.key)
         digest = GENESIS
@@ -656,7 +661,7 @@ class Conversations:
             if pause_s:
                 await asyncio.sleep(pause_s)
             epoch = self._epoch()
-            await self._read_in(entry)
+            await self.store.from_any_copy(lambda: self._read_in(entry))
             if entry.view.seq >= entry.heard_seq:
                 entry.known(epoch)
         except Exception as error:  # noqa: BLE001 (whatever it is, the callers are told)
@@ -683,6 +688,7 @@ class Conversations:
         the view then includes whatever was stored before this began.
         """
         key = entry.key
+        entry.conversation, entry.view = None, ConversationView.empty(self.window_size)
         body, last = await asyncio.gather(self._saved(key), self.store.last(key))
         snapshot = Snapshot.decode(body, window_size=self.window_size) if body else None
         if snapshot is not None and last is None:  # a replica that lags
@@ -793,7 +799,7 @@ class Conversations:
         if entry.busy:
             source = InUse(key, ConversationView.empty(self.window_size))
             source.dropped = True  # it was never in use
-            await self._read_in(source)
+            await self.store.from_any_copy(lambda: self._read_in(source))
         aggregate = source.conversation
         if isinstance(aggregate, Sleeping):
             aggregate = self._wake(source, aggregate)

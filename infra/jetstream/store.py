@@ -7,9 +7,10 @@ event loop; the recorders of the `eventsourcing` library use it through a thread
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 from nats.aio.client import Client
 
@@ -19,6 +20,14 @@ from infra.jetstream.errors import LedgerDamaged, TooLarge
 from infra.jetstream.reader import Reader
 from infra.jetstream.snapshots import Snapshots
 from infra.jetstream.topology import EVENT_BYTES_MAX, Topology, ensure
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+COPIES_TRIED = 16
+"""Reads of a replicated stream that have to meet damage, one after the other, before it counts: any
+replica may answer each of them, and the copies of the others may be whole."""
 
 NEAR = 20_000
 """Messages of a stream, two blocks of its store or so, that the server looks through in no time."""
@@ -147,6 +156,18 @@ class Store:
         """The name of the stream that holds this originator's events."""
         return self.topology.stream_name(self.topology.partition(originator))
 
+    async def from_any_copy(self, read: Callable[[], Awaitable[_T]]) -> _T:
+        """What `read` returns, asked again while it raises LedgerDamaged and there are replicas."""
+        replicas = max(stream["config"].get("num_replicas", 1) for stream in self.streams)
+        for tries in range(COPIES_TRIED if replicas > 1 else 1, 0, -1):
+            try:
+                return await read()
+            except LedgerDamaged as error:
+                if tries == 1:
+                    raise
+                log.warning("another copy is asked: %s", error)
+        raise AssertionError("unreachable")
+
     async def last(self, originator: str, *, leader: bool = False) -> Recorded | None:
         """The originator's last event, None when it has none."""
         partition = self.topology.partition(originator)
@@ -225,15 +246,16 @@ class Store:
 
         `through` is the sequence of one that is known to be there; see `Reader.page`.
         """
-        events, pending = await self.reader.page(
-            self.stream_of(originator),
-            self.topology.subject(originator),
-            from_seq,
-            limit=limit,
-            through=through,
-        )
-        check_contiguous(events)
-        return events, pending
+        stream, subject = self.stream_of(originator), self.topology.subject(originator)
+
+        async def read() -> tuple[list[Recorded], int]:
+            events, pending = await self.reader.page(
+                stream, subject, from_seq, limit=limit, through=through
+            )
+            check_contiguous(events)
+            return events, pending
+
+        return await self.from_any_copy(read)
 
     async def locate_version(
         self, originator: str, version: int, *, last: Recorded

@@ -36,6 +36,11 @@ BATCH_MESSAGES_MAX = 1_000
 RESTORING = "ledger.restoring"
 """In the metadata of a stream that is being filled from a backup: nothing else may use it yet."""
 
+UNCOMPRESSED = "none"
+"""A compressed block that becomes a stream's last one again (after a crash right behind the start
+of the next one, or on a replica that goes back to its log) costs the whole stream: nats-server
+2.15.1 appends to it as if it were plain, cannot read it at the next start, and drops all."""
+
 _DUPLICATE_WINDOW_NS = 120_000_000_000
 
 
@@ -108,7 +113,7 @@ class Topology:
             "max_msgs_per_subject": self.kept_per_subject,
             "max_consumers": -1,
             "duplicate_window": _DUPLICATE_WINDOW_NS,
-            "compression": "s2",
+            "compression": UNCOMPRESSED,
             "deny_delete": True,
             "deny_purge": True,
             "allow_direct": True,
@@ -135,7 +140,7 @@ class Topology:
             "num_replicas": self.replicas,
             "max_msg_size": self.snapshot_bytes_max,
             "max_msgs_per_subject": 1,
-            "compression": "s2",
+            "compression": UNCOMPRESSED,
             "allow_direct": True,
         }
 
@@ -151,6 +156,7 @@ def fnv1a_32(data: bytes) -> int:
 
 _PROMISED = (
     "storage",
+    "compression",
     "retention",
     "discard",
     "max_msgs",
@@ -219,15 +225,21 @@ def _shown(value: Any) -> str:
 async def ensure(nc: Client, topology: Topology, *, timeout: float = 10.0) -> list[dict[str, Any]]:
     """Creates the streams that are missing and verifies the ones that exist.
 
-    Returns the `$JS.API.STREAM.INFO` answer of each events stream, partition by partition.
-    Raises StreamMismatch when an existing one breaks a promise, StoreUnavailable when JetStream
-    does not answer or does not let us.
+    One whose only fault is that it is compressed is mended, where we are let. Returns the
+    `$JS.API.STREAM.INFO` answer of each events stream, partition by partition. Raises
+    StreamMismatch when an existing one breaks a promise, StoreUnavailable when JetStream does not
+    answer or does not let us.
     """
     answers = []
     for partition in range(topology.partitions):
         wanted = topology.events_config(partition)
         info = await _info_or_create(nc, wanted, timeout)
         found = differences(wanted, info["config"])
+        if [each.partition(":")[0] for each in found] == ["compression"]:
+            changed = {**info["config"], "compression": UNCOMPRESSED}
+            answer = await call(nc, f"STREAM.UPDATE.{wanted['name']}", changed, timeout=timeout)
+            if "error" not in answer:
+                info, found = answer, differences(wanted, answer["config"])
         if found:
             raise StreamMismatch(wanted["name"], found)
         answers.append(info)

@@ -48,7 +48,7 @@ async def test_the_streams_keep_what_they_are_given(ledger: Ledger, deployment: 
             "deny_purge": True,
             "allow_direct": True,
             "allow_atomic": True,
-            "compression": "s2",
+            "compression": "none",
             "max_msgs": -1,
             "max_age": 0,
             "max_msgs_per_subject": -1,

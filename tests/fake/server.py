@@ -443,18 +443,19 @@ class Server:
         return self.weather.random.randrange(first, self.replicas) if self.replicas > 1 else 0
 
     def _direct(self, stream: Stream, asked: dict[str, Any], answer: Answer) -> None:
-        upto = self._upto(stream, self._some_replica())
+        replica = self._some_replica()
+        upto = self._upto(stream, replica)
         if "batch" in asked or "multi_last" in asked:
-            self._direct_page(stream, asked, upto, answer)
+            self._direct_page(stream, asked, upto, answer, replica)
             return
         found = self._chosen(stream, asked, upto)
-        if found is None:
+        if found is None or (replica, found.seq) in self.holes:
             answer(dict(NOT_FOUND), b"")
         else:
             answer(_direct_headers(stream, found), found.body)
 
     def _direct_page(
-        self, stream: Stream, asked: dict[str, Any], upto: int, answer: Answer
+        self, stream: Stream, asked: dict[str, Any], upto: int, answer: Answer, replica: int
     ) -> None:
         end: Headers = {"Status": "204", "Description": "EOB"}
         if "multi_last" in asked:
@@ -470,7 +471,8 @@ class Server:
                 size += message.size
                 if size >= (asked.get("max_bytes") or MAX_PAYLOAD):
                     break
-        if not found:
+        chosen = [each for each in chosen if (replica, each.seq) not in self.holes]
+        if not chosen:
             answer(dict(NOT_FOUND), b"")
             return
         previous, pending = 0, len(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from random import Random
+from typing import Literal
 
 import pytest
 
@@ -75,13 +76,13 @@ class Taker:
         self.seqs += [event.seq for event in events]
 
 
-def on_a_fake(play: Callable[[Ground], Awaitable[None]], *, replicas: int = 1) -> None:
+def on_a_fake(play: Callable[[Ground], Awaitable[None]], *, replicas: Literal[1, 3] = 1) -> None:
     """Plays on a server on which nothing goes wrong by itself."""
 
     async def main(clock: Clock) -> None:
         server = Server(clock, Weather(Random(1)), replicas=replicas)
         client = FakeClient(server, "c")
-        topology = Topology(stream="S", prefix="e")
+        topology = Topology(stream="S", prefix="e", replicas=replicas)
         store = await Store.open(topology, writing=client.as_client, reading=client.as_client)
         await play(Ground(server, store, client))
         await store.close()
@@ -211,6 +212,36 @@ def test_an_event_that_no_copy_has_stops_the_feed() -> None:
         with pytest.raises(LedgerDamaged, match="none with sequence 3"):
             await followed(ground, taker, 60.0)
         assert taker.seqs == [1, 2]
+
+    on_a_fake(play, replicas=3)
+
+
+@pytest.mark.parametrize("replica", [0, 1, 2])
+def test_what_one_copy_has_lost_is_read_from_another(replica: int) -> None:
+    async def play(ground: Ground) -> None:
+        await ground.append("a", 6)
+        await asyncio.sleep(1)
+        ground.server.holes.add((replica, 3))
+        store = ground.store
+        for _ in range(FOLLOWERS):
+            page, left = await store.read_page("a", 1, 10)
+            assert ([event.seq for event in page], left) == ([1, 2, 3, 4, 5, 6], 0)
+            events = await store.from_any_copy(lambda: store.read("a"))
+            assert [event.seq for event in events] == [1, 2, 3, 4, 5, 6]
+
+    on_a_fake(play, replicas=3)
+
+
+def test_what_no_copy_has_is_told_as_damage() -> None:
+    async def play(ground: Ground) -> None:
+        await ground.append("a", 6)
+        await asyncio.sleep(1)
+        ground.server.holes |= {(replica, 3) for replica in range(3)}
+        store = ground.store
+        with pytest.raises(LedgerDamaged, match="an event is missing"):
+            await store.read_page("a", 1, 10)
+        with pytest.raises(LedgerDamaged, match="an event is missing"):
+            await store.from_any_copy(lambda: store.read("a"))
 
     on_a_fake(play, replicas=3)
 

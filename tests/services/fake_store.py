@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from random import Random
 from typing import Any, Literal, TypeVar, cast
 
@@ -53,6 +53,9 @@ class FakeStore:
         self.reads = 0
         self._random = random
         self._lag = lag
+
+    async def from_any_copy(self, read: Callable[[], Awaitable[T]]) -> T:
+        return await read()
 
     @property
     def as_store(self) -> Store:

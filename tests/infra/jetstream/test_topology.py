@@ -149,7 +149,7 @@ async def test_missing_streams_are_made_as_promised(nats_client: Client) -> None
             "storage": "file",
             "retention": "limits",
             "discard": "new",
-            "compression": "s2",
+            "compression": "none",
             "deny_delete": True,
             "deny_purge": True,
             "allow_direct": True,
@@ -336,7 +336,6 @@ async def test_a_stream_beyond_the_last_partition_is_refused(nats_client: Client
         {"max_bytes": 50_000},
         {"max_msg_size": 8_000_000},
         {"max_msg_size": -1},
-        {"compression": "none"},
         {"description": "the ledger of acme"},
         {"duplicate_window": 60_000_000_000},
     ],
@@ -348,6 +347,24 @@ async def test_what_breaks_no_promise_is_the_operators_own(
     await made_otherwise(nats_client, topology, **changed)
     [info] = await ensure(nats_client, topology)
     assert info["config"]["name"] == topology.stream_name(0)
+
+
+async def test_compression_is_switched_off_where_a_stream_has_it(nats_client: Client) -> None:
+    topology = ledger()
+    await made_otherwise(nats_client, topology, compression="s2")
+    [info] = await ensure(nats_client, topology)
+    assert info["config"]["compression"] == "none"
+    [again] = await ensure(nats_client, topology)
+    assert again["config"] == info["config"]
+
+
+async def test_a_stream_that_is_not_ours_is_left_as_it_is(nats_client: Client) -> None:
+    topology = ledger()
+    await made_otherwise(nats_client, topology, compression="s2", deny_purge=False)
+    with pytest.raises(StreamMismatch, match="compression: is"):
+        await ensure(nats_client, topology)
+    info = await call(nats_client, f"STREAM.INFO.{topology.stream_name(0)}", {})
+    assert info["config"]["compression"] == "s2"
 
 
 def test_more_replicas_are_welcome_and_fewer_are_not() -> None:
