@@ -38,7 +38,7 @@ TURN = 3
 
 EXPECTED_REFUSALS = frozenset({"storage_unavailable", "outcome_unknown", "version_conflict"})
 """Of commands that expect no version, the last is told when workers have got in each other's way on
-one conversation for as long as a command is decided again (10 s): on a machine with no time left."""
+one conversation for as long as a command is decided again (10 s): the machine has no time left."""
 
 VIEWS = ("messages", "usage", "state")
 
