@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 from urllib.parse import urlsplit
 
 from infra.connection import ServerTooOld, require_version
 from infra.lock import DataDirUnusable, FileLock
+from infra.startable import Startable
 from infra.supervision import Child, Program, State, Supervisor
 
 HOST = "127.0.0.1"
@@ -96,7 +96,7 @@ class Peering:
     routes: tuple[int, ...]
 
 
-class EmbeddedServer:
+class EmbeddedServer(Startable):
     """One nats-server over one data directory.
 
     `start` returns when it answers; `url`, `version` hold from then on. `port` 0 takes a free one,
@@ -199,18 +199,6 @@ class EmbeddedServer:
         """A crash (SIGKILL): it is restarted like after any other."""
         if self._child:
             self._child.signal(signal.SIGKILL)
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.stop()
 
     def _prepare_folders(self) -> None:
         store = self.data_dir / "nats" / "jetstream"

@@ -15,6 +15,8 @@ from infra.connection import connect
 from infra.server import EmbeddedServer
 from infra.settings import PREFIX, Settings, variable
 
+pytest.register_assert_rewrite("tests.fake.contract")  # before whoever comes first imports it
+
 UNTIL_TIMEOUT_S = 30.0
 
 

@@ -13,8 +13,6 @@ import signal
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from nats.errors import Error as NatsError
 
@@ -22,6 +20,7 @@ from infra.connection import ConnectionRefused, connect
 from infra.lock import DataDirInUse, DataDirUnusable, own
 from infra.server import DISK_SHARE, EmbeddedServer, Peering, ServerFailed, free_port
 from infra.settings import Settings
+from infra.startable import Startable
 from infra.supervision import Supervisor
 
 MEMBERS = 3
@@ -33,7 +32,7 @@ ELECTED_TIMEOUT_S = 60.0
 POLL_S = 0.05
 
 
-class Cluster:
+class Cluster(Startable):
     """Three servers that answer and have a leader once `start` returns.
 
     `port` and `route_port` are the first of three in a row; 0 takes free ones.
@@ -77,18 +76,6 @@ class Cluster:
     async def stop(self) -> None:
         """Ends all three; harmless to repeat."""
         await asyncio.gather(*(server.stop() for server in self.servers))
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.stop()
 
     async def _elected(self) -> None:
         """Returns once JetStream answers: the three have found each other and chosen a leader."""

@@ -8,8 +8,6 @@ import pytest
 
 from tests.infra.jetstream.nats_process import NatsProcess
 
-pytest.register_assert_rewrite("tests.fake.contract")
-
 
 @pytest.fixture(scope="package")
 def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsProcess]:

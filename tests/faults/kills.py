@@ -23,13 +23,7 @@ async def run(rounds: int, rng: random.Random, directory: Path) -> Result:
     ledger = Ledger(directory / "ledger", workers=WORKERS)
     async with ledger:
         load = Load(ledger.url, WRITERS, rng)
-        await load.start()
-        for number in range(rounds):
-            await load.further(rng.randrange(10, 60))
-            await strike(ledger, KINDS[number % len(KINDS)], rng)
-            await load.further(1)
-        await load.further(20)
-        await load.stop()
+        await load.through(rounds, lambda number: strike(ledger, KINDS[number % len(KINDS)], rng))
         events, tables = await ledger.settled()
         result.judge(load, events, tables)
     result.blame(ledger.complaints())

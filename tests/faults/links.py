@@ -28,13 +28,7 @@ async def run(rounds: int, rng: random.Random, directory: Path) -> Result:
     async with EmbeddedServer(directory / "server") as server, Proxy(server.port) as proxy:
         async with Ledger(directory / "ledger", workers=WORKERS, nats=proxy.url) as ledger:
             load = Load(server.url, WRITERS, rng)
-            await load.start()
-            for number in range(rounds):
-                await load.further(rng.randrange(10, 40))
-                await spell(proxy, KINDS[number % len(KINDS)], rng)
-                await load.further(1)
-            await load.further(20)
-            await load.stop()
+            await load.through(rounds, lambda number: spell(proxy, KINDS[number % len(KINDS)], rng))
             events, tables = await ledger.settled()
             result.judge(load, events, tables)
         result.blame(ledger.complaints())

@@ -12,6 +12,7 @@ import json
 import random
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,6 +117,19 @@ class Load:
         await asyncio.gather(*self._tasks)
         for client in self._clients:
             await client.close()
+
+    async def through(self, rounds: int, strike: Callable[[int], Awaitable[None]]) -> None:
+        """Writes while it is struck so many times, each time until something is acknowledged again.
+
+        `strike` gets the number of the round, from 0 on.
+        """
+        await self.start()
+        for number in range(rounds):
+            await self.further(self.rng.randrange(10, 60))
+            await strike(number)
+            await self.further(1)
+        await self.further(20)
+        await self.stop()
 
     async def further(self, acknowledgements: int, *, within: float = 60) -> None:
         """Returns once that many more commands were acknowledged."""

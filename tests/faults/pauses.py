@@ -29,20 +29,9 @@ async def run(rounds: int, rng: random.Random, directory: Path) -> Result:
     async with Ledger(directory / "ledger", workers=WORKERS) as ledger:
         load = Load(ledger.url, WRITERS, rng)
         patient = Load(ledger.url, 2, rng, patience_s=PATIENCE_S, name="patient")
-        await load.start()
         await patient.start()
-        for number in range(rounds):
-            await load.further(rng.randrange(10, 40))
-            worker = rng.choice(ledger.workers)
-            names = [[SERVER], [worker], [SERVER, worker], [rng.choice(TABLES)]][number % 4]
-            for name in names:
-                await ledger.signal(name, signal.SIGSTOP)
-            await asyncio.sleep(rng.uniform(0.2, LONGEST_S))
-            for name in rng.sample(names, len(names)):
-                await ledger.signal(name, signal.SIGCONT)
-            await load.further(1)
-        await load.further(20)
-        await asyncio.gather(load.stop(), patient.stop())
+        await load.through(rounds, lambda number: freeze(ledger, number, rng))
+        await patient.stop()
         events, tables = await ledger.settled()
         result.judge([load, patient], events, tables)
         if patient.unanswered:
@@ -50,3 +39,14 @@ async def run(rounds: int, rng: random.Random, directory: Path) -> Result:
         result.notes.append(f"slowest answer to a patient caller {patient.slowest_s:.1f} s")
     result.blame(ledger.complaints())
     return result.end()
+
+
+async def freeze(ledger: Ledger, number: int, rng: random.Random) -> None:
+    """Freezes one of them, or two, for a while."""
+    worker = rng.choice(ledger.workers)
+    names = [[SERVER], [worker], [SERVER, worker], [rng.choice(TABLES)]][number % 4]
+    for name in names:
+        await ledger.signal(name, signal.SIGSTOP)
+    await asyncio.sleep(rng.uniform(0.2, LONGEST_S))
+    for name in rng.sample(names, len(names)):
+        await ledger.signal(name, signal.SIGCONT)

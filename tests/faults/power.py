@@ -33,18 +33,7 @@ async def run(rounds: int, rng: random.Random, directory: Path) -> Result:
         await ledger.start()
         try:
             load = Load(ledger.url, WRITERS, rng)
-            await load.start()
-            for _ in range(rounds):
-                await load.further(rng.randrange(10, 120))
-                ledger.freeze_everything()
-                disk.cut_power()
-                await ledger.kill_everything()
-                await disk.unmount()
-                disk.mount()
-                await ledger.start()
-                await load.further(1)
-            await load.further(20)
-            await load.stop()
+            await load.through(rounds, lambda _: cut(ledger, disk))
             events, tables = await ledger.settled()
             result.judge(load, events, tables)
         finally:
@@ -52,6 +41,21 @@ async def run(rounds: int, rng: random.Random, directory: Path) -> Result:
     result.blame(ledger.complaints())
     await control(result, rng, directory / "control")
     return result.end()
+
+
+async def cut(ledger: Ledger, disk: Disk) -> None:
+    """One power cut; all is started again."""
+    await lose(ledger, disk)
+    await ledger.start()
+
+
+async def lose(ledger: Ledger, disk: Disk) -> None:
+    """Drops everything unsynced, and ends the ledger."""
+    ledger.freeze_everything()
+    disk.cut_power()
+    await ledger.kill_everything()
+    await disk.unmount()
+    disk.mount()
 
 
 async def control(result: Result, rng: random.Random, directory: Path) -> None:
@@ -64,12 +68,8 @@ async def control(result: Result, rng: random.Random, directory: Path) -> None:
         load = Load(ledger.url, WRITERS, rng)
         await load.start()
         await load.further(100)
-        ledger.freeze_everything()
-        disk.cut_power()
-        await ledger.kill_everything()
+        await lose(ledger, disk)
         await load.stop()
-        await disk.unmount()
-        disk.mount()
         async with EmbeddedServer(data_dir) as server:  # nobody who would notice and refuse
             control.judge(load, await read_stream(server.url))
     words = f"synced every 10 s: {control.lost} of {load.acknowledged} lost"

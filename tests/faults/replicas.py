@@ -39,14 +39,13 @@ async def _run(
         Ledger(directory / "ledger", nats=members.url, workers=WORKERS, replicas=3) as ledger,
     ):
         load = Load(members.url, WRITERS, rng, fresh=False)
-        await load.start()
-        for _ in range(rounds):
-            await load.further(rng.randrange(10, 60))
-            await strike(members, load, rng)
-            await load.further(1, within=BACK_WITHIN_S)
+
+        async def struck(_: int) -> None:
             await members.whole()
-        await load.further(20)
-        await load.stop()
+            await strike(members, load, rng)
+
+        await load.through(rounds, struck)
+        await members.whole()
         events, tables = await ledger.settled()
         if strike is _flip:
             halted = [each for each in load.odd if DAMAGED in each]

@@ -12,13 +12,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import nats
 from nats.errors import Error as NatsError
 
 from infra.server import HOST, free_port
+from infra.startable import Startable
 from infra.supervision import TETHER, read_status
 from tests.acceptance.deployment import REPOSITORY
 from tests.faults.history import Event, Row, quiet, read_stream
@@ -38,7 +38,7 @@ class NotUp(AssertionError):
     """`convo up` ended or does not come up; the message is what it said."""
 
 
-class Ledger:
+class Ledger(Startable):
     """One `convo up`: the embedded server (or one elsewhere, with `nats`), workers, analytics,
     audit and directory. Killed and started again it has the same port and data.
 
@@ -108,18 +108,6 @@ class Ledger:
             except TimeoutError:
                 await self.kill_everything()
                 raise
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.stop()
 
     # -- faults ------------------------------------------------------------------------------------
 
