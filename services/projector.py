@@ -1,10 +1,13 @@
-"""The projector: follows the ledger and folds it into a view's tables, in a thread of its own.
+"""The projector: follows the ledger and folds it into a view's tables, in threads of its own.
 
 One for every view that is kept in a file: the analytics tables, the directory. Each batch is rows
 and tracking in one transaction, so that a restart goes on exactly behind what is in the tables. A
 store or a disk that fails for a while is tried again; an event that cannot be understood stops the
 projector in front of it, in a state that says why, and nothing behind it is lost: a release that
 understands it goes on from there.
+
+One thread reads events, another one folds and writes them: while a batch goes to the disk the next
+one is read. Reading an event knows of no other one, so nothing has to be undone when a batch fails.
 """
 
 from __future__ import annotations
@@ -33,8 +36,8 @@ from infra.jetstream.topology import Topology, call
 
 log = logging.getLogger(__name__)
 
-BATCH_EVENTS: Final = 10_000
-BACKLOG_EVENTS_MAX: Final = 30_000
+BATCH_EVENTS: Final = 20_000
+BACKLOG_EVENTS_MAX: Final = 40_000
 RETRY_S: Final = 1.0
 
 SWITCH_S: Final = 0.0002
@@ -80,6 +83,14 @@ class Taken(NamedTuple):
     key: str
     """Of the conversation's id."""
     event: ConversationEvent
+    recorded: Recorded
+
+
+class Unreadable(NamedTuple):
+    """One event that cannot be understood, and why."""
+
+    key: str
+    error: Exception
     recorded: Recorded
 
 
@@ -131,10 +142,16 @@ class Projector:
         self._arrived: queue.SimpleQueue[tuple[int, Sequence[Recorded]] | None] = (
             queue.SimpleQueue()
         )
-        self._heard = 0  # counted on the event loop alone, `_done` in the thread alone
+        self._read: queue.SimpleQueue[tuple[int, Sequence[Taken | Unreadable]] | None] = (
+            queue.SimpleQueue()
+        )
+        self._heard = 0  # counted on the event loop alone, `_done` in the writing thread alone
         self._done = 0
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="projector", daemon=True)
+        self._threads = [
+            threading.Thread(target=work, name=f"projector-{name}", daemon=True)
+            for name, work in (("reads", self._read_all), ("writes", self._run))
+        ]
         self._begin()
 
     def take(self, partition: int, events: Sequence[Recorded]) -> None:
@@ -152,23 +169,47 @@ class Projector:
         self._enter(State.STOPPED, str(error))
 
     def close(self) -> None:
-        """Finishes the batch at hand, and ends the thread."""
+        """Finishes the batch at hand, and ends the threads."""
         self._stopping.set()
         self._arrived.put(None)
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def _begin(self) -> None:
         sys.setswitchinterval(min(SWITCH_S, sys.getswitchinterval()))
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
-    # -- in the thread -------------------------------------------------------------------------
+    # -- in the thread that reads --------------------------------------------------------------
+
+    def _read_all(self) -> None:
+        while (item := self._arrived.get()) is not None and not self._stopping.is_set():
+            partition, events = item
+            self._read.put((partition, self._taken(events)))
+        self._read.put(None)
+
+    def _taken(self, events: Sequence[Recorded]) -> list[Taken | Unreadable]:
+        """The events as they are to be understood."""
+        originator, event_of = self.topology.originator, self._mapper.event_of
+        taken: list[Taken | Unreadable] = []
+        for each in events:
+            key = originator(each.subject)
+            try:
+                event = event_of(key, each.version, each.topic, each.body)
+            except Exception as error:  # noqa: BLE001 (stops the projector when it gets there)
+                taken.append(Unreadable(key, error, each))
+            else:
+                taken.append(Taken(key, event, each))
+        return taken
+
+    # -- in the thread that writes -------------------------------------------------------------
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             for partition, events in self._gather().items():
                 self._carry_out(partition, events)
 
-    def _carry_out(self, partition: int, events: Sequence[Recorded]) -> None:
+    def _carry_out(self, partition: int, events: Sequence[Taken | Unreadable]) -> None:
         try:
             if self.progress.state is not State.STOPPED:
                 self._project(partition, events)
@@ -177,39 +218,34 @@ class Projector:
         self._done += len(events)
         self._changed()
 
-    def _gather(self) -> dict[int, list[Recorded]]:
-        """Waits for events; returns those that have come meanwhile too, up to a batch."""
-        gathered: dict[int, list[Recorded]] = {}
+    def _gather(self) -> dict[int, list[Taken | Unreadable]]:
+        """Waits for events; returns all that have come by then too, up to a batch."""
+        gathered: dict[int, list[Taken | Unreadable]] = {}
         count = 0
-        item = self._arrived.get()
-        while item is not None:
+        while (item := self._read.get()) is not None:
             partition, events = item
             gathered.setdefault(partition, []).extend(events)
             count += len(events)
-            if count >= BATCH_EVENTS:
-                break
-            try:
-                item = self._arrived.get_nowait()
-            except queue.Empty:
+            if count >= min(BATCH_EVENTS, self._heard - self._done):
                 break
         return gathered
 
-    def _project(self, partition: int, events: Sequence[Recorded]) -> None:
+    def _project(self, partition: int, events: Sequence[Taken | Unreadable]) -> None:
         position = self.progress.positions[partition]
-        fresh = [event for event in events if event.seq > position]
-        if self.until is not None:
-            fresh = [event for event in fresh if event.seq <= self.until[partition]]
+        end = sys.maxsize if self.until is None else self.until[partition]
+        fresh = [event for event in events if position < event.recorded.seq <= end]
         for event in fresh:
-            if event.seq != position + 1:
+            seq = event.recorded.seq
+            if seq != position + 1:
                 raise LedgerDamaged(
                     f"{self.topology.stream_name(partition)} has no sequence {position + 1}: "
-                    f"{event.seq} follows {position}"
+                    f"{seq} follows {position}"
                 )
-            position = event.seq
+            position = seq
         if fresh:
             self._write(partition, fresh)
 
-    def _write(self, partition: int, events: Sequence[Recorded]) -> None:
+    def _write(self, partition: int, events: Sequence[Taken | Unreadable]) -> None:
         """Writes events as one batch; in parts when one of them cannot be written, so that all in
         front of that one are."""
         while not self._stopping.is_set():
@@ -223,30 +259,28 @@ class Projector:
             except Exception as error:
                 self.target.forget()
                 if len(events) == 1:
-                    raise CannotProject(events[0], error) from error
+                    raise CannotProject(events[0].recorded, error) from error
                 half = len(events) // 2
                 self._write(partition, events[:half])
                 self._write(partition, events[half:])
                 return
 
-    def _write_batch(self, partition: int, events: Sequence[Recorded]) -> None:
+    def _write_batch(self, partition: int, events: Sequence[Taken | Unreadable]) -> None:
         stream = self.topology.stream_name(partition)
-        self.target.write(partition, self._taken(events), Tracking(stream, events[-1].seq))
+        readable: list[Taken] = []
+        for event in events:
+            if isinstance(event, Unreadable):
+                raise event.error
+            readable.append(event)
+        last = events[-1].recorded
+        self.target.write(partition, readable, Tracking(stream, last.seq))
         progress = self.progress
-        progress.positions[partition] = events[-1].seq
+        progress.positions[partition] = last.seq
         progress.events += len(events)
         progress.batches += 1
-        progress.lag_ms = _age_ms(events[-1])
+        progress.lag_ms = _age_ms(last)
         if progress.state is State.RETRYING:
             self._enter(State.FOLLOWING, None)
-
-    def _taken(self, events: Sequence[Recorded]) -> list[Taken]:
-        originator, event_of = self.topology.originator, self._mapper.event_of
-        keys = [originator(event.subject) for event in events]
-        return [
-            Taken(key, event_of(key, event.version, event.topic, event.body), event)
-            for key, event in zip(keys, events, strict=True)
-        ]
 
     def _stop(self, partition: int, error: Exception) -> None:
         stream = self.topology.stream_name(partition)

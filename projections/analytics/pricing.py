@@ -6,7 +6,7 @@ cost that the caller recorded always wins. A model that is not known has no cost
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Decimal
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple
@@ -22,6 +22,9 @@ COST_MAX: Final = Decimal("999999999.999999999")
 
 _USD_ATTO: Final = 10**18
 _NANO_ATTO: Final = 10**9
+
+_HOUR_S: Final = 3600
+"""Prices change at the hour at the finest (those that depend on the time of day)."""
 
 _LINEAR_TOKENS_MAX: Final = 100_000
 """Up to here prices per token are taken to be the same whatever the size of the call, where they
@@ -85,15 +88,15 @@ def cost_of(event: UsageRecorded) -> Cost:
 
 def _priced(provider: str | None, model: str, time: datetime, call: _Call) -> Decimal | None:
     """The price, rounded to nine decimals; None when the model is not known."""
-    if call.prompt <= _LINEAR_TOKENS_MAX and call.completion <= _LINEAR_TOKENS_MAX:
-        # Prices change at the hour at the finest (those that depend on the time of day).
-        rates = _rates(provider, model, time.replace(minute=0, second=0, microsecond=0))
+    prompt, completion, cached, cache_write = call
+    if prompt <= _LINEAR_TOKENS_MAX and completion <= _LINEAR_TOKENS_MAX:
+        rates = _rates(provider, model, int(time.timestamp()) // _HOUR_S)
         if isinstance(rates, _Rates):
             return _nano(
-                rates.uncached * (call.prompt - call.cached - call.cache_write)
-                + rates.cached * call.cached
-                + rates.cache_write * call.cache_write
-                + rates.completion * call.completion
+                rates.uncached * (prompt - cached - cache_write)
+                + rates.cached * cached
+                + rates.cache_write * cache_write
+                + rates.completion * completion
             )
         if rates is None:
             return None
@@ -110,13 +113,14 @@ def _nano(atto: int) -> Decimal:
 
 
 @lru_cache(16_384)
-def _rates(provider: str | None, model: str, time: datetime) -> _Rates | Literal["tiered"] | None:
-    """The model's rates at that time; "tiered" where they depend on the size of the call, None
-    where the model is not known.
+def _rates(provider: str | None, model: str, hour: int) -> _Rates | Literal["tiered"] | None:
+    """The model's rates in that hour, counted from 1970; "tiered" where they depend on the size of
+    the call, None where the model is not known.
 
     Found by asking for the price of each kind of token at two sizes: rates that are the same are
     rates, and a call is then priced in a microsecond instead of 200.
     """
+    time = datetime.fromtimestamp(hour * _HOUR_S, UTC)
     small = [
         _calculated(provider, model, time, call) for call in _probes(_LINEAR_TOKENS_MAX // 100)
     ]

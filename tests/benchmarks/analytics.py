@@ -4,12 +4,12 @@
 
 One ledger of EVENTS events (half messages, half usage, as in a chat), then in the same run:
 
-- do-nothing: nats-py reads the stream through an ordered consumer with a callback, before and after
-  the ingest, and the beginning of it through pull requests with `fetch(1000)`;
+- do-nothing: nats-py reads the beginning of the stream through an ordered consumer with a callback,
+  before and after the ingest, and through pull requests with `fetch(1000)`;
 - ingest: an empty projection catches up with the same stream;
 - lag: 2,000 events/s more, how long it takes until one just stored is in an answer (p50, p99);
 - daily usage: `FROM daily_usage` meanwhile, over NATS (p50, p99);
-- memory: the most that the analytics process took, after each part.
+- memory: what the analytics process took after each half million events of the ingest, and at most.
 
 With --data the ledger is kept in DIR, or taken from there where it has that many events: the
 filling and the measuring may then be two runs.
@@ -44,7 +44,7 @@ from infra.jetstream.store import Store
 from infra.loop import run
 from infra.server import EmbeddedServer
 from infra.settings import Settings
-from infra.supervision import Program, Supervisor
+from infra.supervision import Child, Program, Supervisor
 from services.bootstrap import topology
 from services.projector import heads
 
@@ -56,6 +56,8 @@ MODELS = ("gpt-4o", "claude-sonnet-4-5", "gemini-2.5-pro", "of-our-own")
 LAG_RATE = 2_000
 LAG_S = 15.0
 FETCHED = 200_000
+CONSUMED = 500_000
+MEMORY_EVERY = 500_000
 
 
 class Source:
@@ -176,15 +178,19 @@ async def position(client: Client) -> int:
     return int(says.get("positions", {}).get("0", 0))
 
 
-async def ingesting(client: Client, count: int, start: Callable[[], Any]) -> float:
-    """Events/s of an empty projection that catches up, from its first event on."""
-    start()
+async def ingesting(client: Client, count: int, child: Child) -> tuple[float, list[int]]:
+    """Events/s of an empty projection that catches up, from its first event on; and what it took
+    in memory (MB) after each `MEMORY_EVERY` events."""
     while not (first := await position(client)):  # noqa: ASYNC110 (of another process)
         await asyncio.sleep(0.01)
     started = time.perf_counter()
-    while (now := await position(client)) < count:  # noqa: ASYNC110 (the same)
+    memory: list[int] = []
+    while (now := await position(client)) < count:
+        if now >= MEMORY_EVERY * (len(memory) + 1):
+            memory.append(memory_mb(child, "VmRSS"))
         await asyncio.sleep(0.02)
-    return (now - first) / (time.perf_counter() - started)
+    rate = (now - first) / (time.perf_counter() - started)
+    return rate, [*memory, memory_mb(child, "VmRSS")]
 
 
 async def steady(source: Source, work: Callable[[], Awaitable[None]]) -> None:
@@ -211,9 +217,10 @@ def shown(values: list[float]) -> str:
     return f"p50 {cuts[49]:.0f} ms, p99 {cuts[98]:.0f} ms, most {max(values):.0f} ms"
 
 
-def peak_mb(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    line = next(each for each in status.splitlines() if each.startswith("VmHWM"))
+def memory_mb(child: Child, what: str) -> int:
+    """What the process takes (`VmRSS`), or took at most (`VmHWM`)."""
+    status = Path(f"/proc/{child.pid}/status").read_text(encoding="ascii")
+    line = next(each for each in status.splitlines() if each.startswith(what))
     return int(line.split()[1]) // 1024
 
 
@@ -230,11 +237,9 @@ async def measure(count: int, directory: Path) -> None:
             print(f"stored            {(count - there) / (time.perf_counter() - started):>9,.0f}/s")
         head = (await heads(reading, store.topology))[0]
         shutil.rmtree(directory / "analytics", ignore_errors=True)
-        some = min(head, FETCHED)
-        print(
-            f"fetch(1000)       {await fetching(server.url, some):>9,.0f} events/s, doing nothing"
-        )
-        before = await ordered(server.url, head)
+        fetched = await fetching(server.url, min(head, FETCHED))
+        print(f"fetch(1000)       {fetched:>9,.0f} events/s, doing nothing")
+        before = await ordered(server.url, min(head, CONSUMED))
         print(f"ordered consumer  {before:>9,.0f} events/s, doing nothing", flush=True)
 
         supervisor = Supervisor(directory / "status.json")
@@ -245,19 +250,15 @@ async def measure(count: int, directory: Path) -> None:
             "PYTHONPATH": str(ROOT),
         }
         argv = (sys.executable, "-P", "-m", "services.cli", "serve", "analytics")
-        child = None
-
-        def start() -> None:
-            nonlocal child
-            child = supervisor.start(Program("analytics", argv, environment))
-
-        rate = await ingesting(reading, head, start)
-        assert child is not None
-        pid = child.pid or 0
-        after = await ordered(server.url, head)
-        print(f"ingest            {rate:>9,.0f} events/s, memory {peak_mb(pid):,} MB at most")
+        child = supervisor.start(Program("analytics", argv, environment))
+        rate, memory = await ingesting(reading, head, child)
+        after = await ordered(server.url, min(head, CONSUMED))
+        print(f"ingest            {rate:>9,.0f} events/s")
         print(f"ordered consumer  {after:>9,.0f} events/s, doing nothing, again")
-        print(f"                  {rate / ((before + after) / 2):>9.2f} of it", flush=True)
+        print(f"                  {rate / ((before + after) / 2):>9.2f} of it")
+        took = ", ".join(f"{each:,}" for each in memory)
+        print(f"memory            {took} MB after each {MEMORY_EVERY:,} events and at the end")
+        print(f"                  {memory_mb(child, 'VmHWM'):,} MB at most", flush=True)
         used = (await ask(reading, "SELECT count(*) FROM usage"))["rows"][0][0]
         queries: list[float] = []
         lags: list[float] = []
@@ -281,7 +282,7 @@ async def measure(count: int, directory: Path) -> None:
         print(f"lag               {shown(lags)} at {LAG_RATE:,} events/s ({len(lags)} samples)")
         await steady(source, query)
         print(f"daily usage       {shown(queries)} over {used:,} usage rows while ingesting")
-        print(f"memory            {peak_mb(pid):,} MB at most")
+        print(f"memory            {memory_mb(child, 'VmHWM'):,} MB at most")
         await supervisor.stop(["analytics"], within=10, hurry=asyncio.Event())
         await store.close()
         await writing.close()

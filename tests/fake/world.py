@@ -163,7 +163,7 @@ class LockStep(Projector):
 
     def take(self, partition: int, events: Sequence[Recorded]) -> None:
         self._heard += len(events)
-        self._carry_out(partition, events)
+        self._carry_out(partition, self._taken(events))
 
     def close(self) -> None:
         self._stopping.set()
