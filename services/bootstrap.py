@@ -141,7 +141,6 @@ async def running(
             window_size=settings.window_size,
             cache_bytes=settings.cache_bytes,
             epoch=lambda: others.epoch,
-            alone=lambda: others.alone,
         )
         outbox = Outbox(writing)
         process = Process(store, conversations, outbox, settings, reading, fence=fence)

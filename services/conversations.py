@@ -25,7 +25,7 @@ import logging
 import random
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from itertools import count
 
 from eventsourcing.persistence import StoredEvent
@@ -47,9 +47,19 @@ from domain.events import ConversationEvent
 from domain.identity import ConversationId
 from domain.mapper import ConversationMapper
 from infra.jetstream.committer import Write
-from infra.jetstream.envelope import GENESIS, Message, Recorded, Tail, pack, unpack, verify_chain
+from infra.jetstream.envelope import (
+    GENESIS,
+    Message,
+    Recorded,
+    Tail,
+    pack,
+    sequence_in,
+    unpack,
+    verify_chain,
+)
 from infra.jetstream.errors import Conflict, LedgerDamaged, StoreUnavailable
 from infra.jetstream.store import Store, check_contiguous
+from infra.sturdy import headers_of
 from projections.state import ConversationView
 from services.errors import NotYetThere
 from services.recall import recall
@@ -80,6 +90,10 @@ KNOWN_S = 10.0
 """How long a view is held to be up to date by what is heard; then it is compared once more."""
 
 WAIT_PAUSE_S = 0.02
+
+LOADS_MAX = 64
+"""Conversations that are read from the ledger at once; the others wait for their turn here, where
+no request of theirs runs out of its time."""
 
 MISSED_MAX = 100
 """Events of other processes that a conversation is only read through; then it is made ready to be
@@ -237,18 +251,17 @@ class Conversations:
         window_size: int,
         cache_bytes: int,
         epoch: Callable[[], int | None] = lambda: None,
-        alone: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`epoch` and `alone`: see `others.Others`; None where nothing else is heard."""
+        """`epoch`: see `others.Others`; None where nothing else is heard."""
         self.store = store
         self._epoch = epoch
-        self._alone = alone
         self.window_size = window_size
         self._limits = limits
         self._cache_bytes = cache_bytes
         self._mapper = ConversationMapper()
         self._in_use: OrderedDict[str, InUse] = OrderedDict()
         self._weight = 0
+        self._loads = asyncio.Semaphore(LOADS_MAX)
         self._mistrusted: set[str] = set()  # whose snapshots are of no use
         self._last_key = ""
         self._company_until = 0.0  # commands on several conversations have come until lately
@@ -522,15 +535,9 @@ class Conversations:
         raise AssertionError("unreachable")
 
     def knows(self, key: str) -> bool:
-        """Whether `view`, when nothing more is asked of it, has nothing to wait for.
-
-        Where others write, what they wrote may have been read from the socket before the request
-        and not have been heard of yet: nats-py hands each subscription's messages over in a task of
-        its own.
-        """
+        """Whether `view`, when nothing more is asked of it, has nothing to wait for."""
         entry = self._in_use.get(key)
-        known = entry is not None and entry.loaded and entry.is_known(self._epoch())
-        return known and self._alone()
+        return entry is not None and entry.loaded and entry.is_known(self._epoch())
 
     async def _stands_at(self, entry: InUse, last: Recorded | None) -> bool:
         """Whether the entry's view includes `last`; False when the caller has to look again.
@@ -549,17 +556,18 @@ class Conversations:
         self._drop(entry)
         return False
 
-    def heard(self, key: str, headers: Mapping[str, str], body: bytes) -> None:
-        """Takes in the live copy of an event that was stored, by us or by another process."""
+    def heard(self, key: str, headers: bytes, body: bytes) -> None:
+        """Takes in the live copy of an event that was stored, by us or by another process, with its
+        header block."""
         entry = self._in_use.get(key)
         if entry is None:
             return
         try:
-            recorded = unpack(headers, body)
+            seq = sequence_in(headers)
             if not entry.loaded:
-                entry.heard_seq = recorded.seq
-            elif entry.view.seq < recorded.seq:
-                self._take_in(entry, recorded)
+                entry.heard_seq = seq
+            elif entry.view.seq < seq:
+                self._take_in(entry, unpack(headers_of(headers), body))
         except Exception as error:  # noqa: BLE001 (whatever it is, the ledger itself is asked next)
             log.warning("what was heard of %s is of no use: %s", key, error)
             self._drop(entry)
@@ -660,8 +668,9 @@ class Conversations:
         try:
             if pause_s:
                 await asyncio.sleep(pause_s)
-            epoch = self._epoch()
-            await self.store.from_any_copy(lambda: self._read_in(entry))
+            async with self._loads:
+                epoch = self._epoch()
+                await self.store.from_any_copy(lambda: self._read_in(entry))
             if entry.view.seq >= entry.heard_seq:
                 entry.known(epoch)
         except Exception as error:  # noqa: BLE001 (whatever it is, the callers are told)

@@ -9,7 +9,8 @@ one starts or comes back, `who <id>` from a process that only reads, both answer
 
 What that is good for rests on the order of one connection to one server: the greeting of a worker,
 and the copy of every event, are on this process's connection before anybody can have read an
-acknowledgement and asked here. Where that does not hold (a cluster, a connection that was away, a
+acknowledgement and asked here. Copies are taken in as they are read from the socket, so before any
+request behind them. Where that does not hold (a cluster, a connection that was away, a
 greeting that its own sender does not hear, for want of permission) nothing is concluded, and each
 read asks the ledger. A worker that another one took for dead, because it was suspended when that
 one started, is believed in again at its first word. Decisions never rest on any of this: those are
@@ -21,16 +22,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.nuid import NUID
 
-from infra.jetstream.envelope import BATCH_ID
+from infra.bulk import Delivered
+from infra.jetstream.envelope import batch_of, is_unfinished
 from infra.jetstream.errors import NATS_FAILURES, reason
-from infra.jetstream.whole import may_be_open
+from infra.sturdy import subscribe_in_bulk
 from services.tasks import ended
 
 log = logging.getLogger(__name__)
@@ -42,8 +44,9 @@ SETTLED_S = 2.0
 
 _PAUSE_S = 0.2
 
-Heard = Callable[[str, Mapping[str, str], bytes], None]
-"""Called with an event that was stored: its originator, the message's headers and body."""
+Heard = Callable[[str, bytes, bytes], None]
+"""Called with an event that was stored: its originator, the message's header block and body. Must
+not raise."""
 
 
 class Others:
@@ -57,7 +60,7 @@ class Others:
         self._nc = nc
         self._greeting = "hello" if writes else "who"
         self._live = live
-        self._tokens = live.count(".") + 2
+        self._prefix = f"{live}.".encode()
         self._heard: Heard = _nobody
         self._id = NUID().next().decode()
         self._others: set[str] = set()
@@ -67,7 +70,7 @@ class Others:
         self._sure = False
         self._echoed = False
         self._listening: Subscription | None = None
-        self._open: dict[str, list[Msg]] = {}  # by partition: of a batch whose commit has not come
+        self._open: dict[bytes, list[Delivered]] = {}  # by partition: a batch without its commit
         self._reconnects = nc.stats["reconnects"]
         self._asking: asyncio.Task[None] | None = None
 
@@ -154,9 +157,7 @@ class Others:
 
     async def _listen(self) -> None:
         subject = f"{self._live}.>"
-        listening = await self._nc.subscribe(
-            subject, cb=self._on_event, pending_msgs_limit=-1, pending_bytes_limit=-1
-        )
+        listening = await subscribe_in_bulk(self._nc, subject, self._on_events)
         await self._nc.flush()
         if subject in str(self._nc.last_error):  # it comes before the answer to a flush
             log.warning("may not listen to %s: every read asks the ledger", subject)
@@ -197,21 +198,25 @@ class Others:
 
     # -- what they write -----------------------------------------------------------------------
 
-    async def _on_event(self, message: Msg) -> None:
+    def _on_events(self, messages: Sequence[Delivered]) -> None:
         """Passes on what is committed: a batch's copies come one by one, before its commit."""
-        partition = message.subject.split(".", self._tokens)[-2]
-        headers = message.headers or {}
-        before = self._open.pop(partition, [])
-        if before and (before[0].headers or {}).get(BATCH_ID) != headers.get(BATCH_ID):
-            before = []
-            self._ask()  # a batch that was begun has no end: whatever else was not heard
-        if may_be_open(headers):
-            self._open[partition] = [*before, message]
-            return
-        for each in [*before, message]:
-            originator = each.subject.split(".", self._tokens)[-1]
-            self._heard(originator, each.headers or {}, each.data)
+        for message in messages:
+            partition, _ = self._place(message)
+            begun = self._open.get(partition)
+            if begun and batch_of(begun[0].headers) != batch_of(message.headers):
+                self._ask()  # a batch that was begun has no end: whatever else was not heard
+            if is_unfinished(message.headers):
+                self._open.setdefault(partition, []).append(message)
+                continue
+            for each in [*self._open.pop(partition, ()), message]:
+                _, originator = self._place(each)
+                self._heard(originator.decode("utf-8", "replace"), each.headers, each.body)
+
+    def _place(self, message: Delivered) -> tuple[bytes, bytes]:
+        """Partition and originator of a live copy."""
+        partition, _, originator = message.subject[len(self._prefix) :].partition(b".")
+        return partition, originator
 
 
-def _nobody(_originator: str, _headers: Mapping[str, str], _body: bytes) -> None:
+def _nobody(_originator: str, _headers: bytes, _body: bytes) -> None:
     """Listens to nothing."""

@@ -53,6 +53,7 @@ _USUAL_MESSAGE = re.compile(
     rb"(?:Nats-Expected-Last-Subject-Sequence: [0-9]+\r\n)?"
     rb"(Nats-Batch-Commit: [!-~]+\r\n)?\r\n"
 )
+_SEQUENCE = b"\r\nNats-Sequence: "
 _OF_A_BATCH = f"\r\n{BATCH_ID}:".encode()
 _ENDS_A_BATCH = f"\r\n{BATCH_COMMIT}:".encode()
 _ENDING = 2
@@ -238,6 +239,12 @@ def batch_of(block: bytes) -> bytes | None:
     """The id of the batch that a header block says its message is of; None where it is of none."""
     _, found, rest = block.partition(_OF_A_BATCH)
     return rest.partition(b"\r\n")[0].strip() if found else None
+
+
+def sequence_in(block: bytes) -> int:
+    """The stream sequence that the header block of a live copy tells. Raises ValueError."""
+    start = block.index(_SEQUENCE) + len(_SEQUENCE)
+    return int(block[start : block.index(b"\r\n", start)])
 
 
 def status_of(block: bytes) -> tuple[str, str, dict[str, str]]:

@@ -38,6 +38,11 @@ def forget_peak_memory(pid: int) -> None:
         Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="ascii")
 
 
+def disk_mb(folder: Path) -> float:
+    """What the files in a folder hold, in MB (10^6 bytes)."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
+
+
 def load_average() -> float:
     """How many processes wanted a CPU, on average over the last minute."""
     return os.getloadavg()[0]

@@ -1,10 +1,11 @@
 """`python -m tests.benchmarks.scale`: whether what an append and a read cost stays the same.
 
 By the number of conversations, the length of one, the age of the ledger, the number of live
-subscribers and of workers; the memory of a worker that has touched very many conversations; and
-how long `convo up` takes until it answers, empty and on the ledger that all this has made. Several
-minutes; `--conversations` and `--appends` make it shorter. Each figure stands beside the same one
-taken on the young ledger of the same run.
+subscribers and of workers; the memory of a worker that has touched very many conversations, on the
+way and after many more appends; and how long `convo up` takes until it answers, empty and on the
+ledger that all this has made. Several minutes; `--conversations` and `--appends` make it shorter,
+`--only memory` (or length, subscribers, workers, start) leaves the rest out. Each figure stands
+beside the same one taken on the young ledger of the same run.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from infra.supervision import Program, Supervisor
+from services.others import SETTLED_S
 from services.up import WORKER
 from tests.benchmarks import metering
 from tests.benchmarks.load import Load, Order, Request
@@ -42,17 +44,25 @@ SUBSCRIBERS = 100
 LONG = 20_000
 """Events in the longest conversation."""
 
+TOUCHED_AT_ONCE = 2_000
+TOLD_EVERY = 100_000
+
 _SECONDS = 4.0
 _UP_WITHIN_S = 60.0
 _CONVO_UP = "import sys; from services.cli import main; sys.exit(main())"
 
 
+PARTS = ("length", "subscribers", "workers", "memory", "start")
+
+
 @dataclass(frozen=True)
 class Scale:
-    """How large the ledger is made: conversations touched, and appends after that."""
+    """How large the ledger is made: conversations touched, and appends after that; and what of it
+    all is measured."""
 
     conversations: int = 300_000
     appends: int = 1_000_000
+    parts: Sequence[str] = PARTS
 
 
 class Ground:
@@ -69,8 +79,12 @@ class Ground:
         seconds: float = _SECONDS,
         prepare: Sequence[Sequence[Request]] = (),
         requests_max: int = sys.maxsize,
+        beside: Mapping[str, int] | None = None,
     ) -> Load:
-        """Each writer repeats its request; raises AssertionError when one is refused."""
+        """Each writer repeats its request; raises AssertionError when one is refused.
+
+        `beside`: processes that are watched too.
+        """
         load = await self._load.carry_out(
             Order(
                 url=self.up.url,
@@ -80,28 +94,37 @@ class Ground:
                 seconds=seconds,
                 warm_up_s=0,
                 requests_max=requests_max,
-                watch=self.up.watch("worker"),
+                watch={**self.up.watch("worker"), **(beside or {})},
             )
         )
         assert not load.errors, load.first_error
         return load
 
-    async def appends(self, run: str, *, seconds: float = _SECONDS) -> float:
-        """Appends a second by `WRITERS` writers to new conversations."""
+    async def appended(self, run: str, *, beside: Mapping[str, int] | None = None) -> Load:
+        """Appends by `WRITERS` writers to new conversations."""
         names = [f"{run}-{writer}" for writer in range(WRITERS)]
-        load = await self.order(
-            [_append(name) for name in names], prepare=[_inits(names)], seconds=seconds
+        return await self.order(
+            [_append(name) for name in names], prepare=[_inits(names)], beside=beside
         )
-        return load.replies / load.wall_s
 
-    async def reads(self, run: str) -> float:
-        """Windows a second by `READERS` readers."""
-        names = [f"{run}-{reader}" for reader in range(READERS)]
-        load = await self.order(
+    async def appends(self, run: str) -> float:
+        """The same, a second."""
+        return _rate(await self.appended(run))
+
+    async def read(
+        self, run: str, *, readers: int = READERS, beside: Mapping[str, int] | None = None
+    ) -> Load:
+        """Windows by so many readers, each of a conversation of its own."""
+        names = [f"{run}-{reader}" for reader in range(readers)]
+        return await self.order(
             [_read(name) for name in names],
             prepare=[_inits(names), [_import(n, 60) for n in names]],
+            beside=beside,
         )
-        return load.replies / load.wall_s
+
+    async def reads(self, run: str) -> float:
+        """The same, a second."""
+        return _rate(await self.read(run))
 
     def worker_mb(self) -> float:
         """Resident memory of the worker now, in MB."""
@@ -110,55 +133,70 @@ class Ground:
 
 async def measure(scale: Scale, folder: Path) -> None:
     """Carries everything out and prints a line for each figure."""
-    empty = await _up_answers(folder / "empty")
-    say("convo up, empty, to the first answer", f"{empty:.2f} s")
+    if "start" in scale.parts:
+        empty = await _up_answers(folder / "empty")
+        say("convo up, empty, to the first answer", f"{empty:.2f} s")
     async with AsyncExitStack() as stack:
         load = await stack.enter_async_context(load_process())
         async with stage(folder / "ledger") as up:
             ground = Ground(up, load)
-            young = await ground.appends("young")
-            say("append at 256, young ledger", f"{young:,.0f}/s")
-            young_reads = await ground.reads("young-read")
-            say("window at 64, young ledger", f"{young_reads:,.0f}/s")
-            await _by_length(ground)
-            await _by_subscribers(ground)
-            await _by_workers(ground)
-            await _touch(ground, scale)
-            old = await ground.appends("old")
-            say("append at 256, the ledger as it is now", f"{old / young:.2f} × young")
-            old_reads = await ground.reads("old-read")
-            say("window at 64, the ledger as it is now", f"{old_reads / young_reads:.2f} × young")
-    again = await _up_answers(folder / "ledger")
-    events = scale.conversations * 2 + scale.appends
-    say(
-        f"convo up on {events:,} events in {scale.conversations:,} conversations, first answer",
-        f"{again:.2f} s",
-    )
+            if "length" in scale.parts:
+                await _by_length(ground)
+            if "subscribers" in scale.parts:
+                await _by_subscribers(ground)
+            if "workers" in scale.parts:
+                await _by_workers(ground)
+            if "memory" in scale.parts:
+                await _by_age(ground, scale)
+    if "start" in scale.parts:
+        again = await _up_answers(folder / "ledger")
+        size = metering.disk_mb(folder / "ledger")
+        say(f"convo up on that ledger ({size:,.0f} MB) to the first answer", f"{again:.2f} s")
+
+
+async def _by_age(ground: Ground, scale: Scale) -> None:
+    young = await ground.appends("young")
+    say("append at 256, young ledger", f"{young:,.0f}/s")
+    young_reads = await ground.reads("young-read")
+    say("window at 64, young ledger", f"{young_reads:,.0f}/s")
+    await _touch(ground, scale)
+    old = await ground.appends("old")
+    say("append at 256, the ledger as it is now", f"{old / young:.2f} × young")
+    old_reads = await ground.reads("old-read")
+    say("window at 64, the ledger as it is now", f"{old_reads / young_reads:.2f} × young")
 
 
 async def _touch(ground: Ground, scale: Scale) -> None:
-    """A conversation begun and written to once, so many times; then appends on a part of them."""
+    """A conversation begun and written to once, so many times; then appends, every time that it is
+    told on others of them."""
     began = time.monotonic()
-    before = ground.worker_mb()
-    for names in _chunks(scale.conversations, 2_000):
+    say("memory of the worker, before", f"{ground.worker_mb():.0f} MB")
+    for start in range(0, scale.conversations, TOUCHED_AT_ONCE):
+        names = [f"touched-{n}" for n in range(start, start + TOUCHED_AT_ONCE)]
         await ground.order(
             [_append(name) for name in names],
             prepare=[_inits(names)],
             seconds=0,
             requests_max=len(names),
         )
-    touched = ground.worker_mb()
-    say(
-        f"memory of the worker, {scale.conversations:,} conversations touched",
-        f"{touched:.0f} MB (before: {before:.0f}; {time.monotonic() - began:.0f} s)",
-    )
-    began = time.monotonic()
-    names = [f"touched-{number}" for number in range(min(WRITERS * 8, scale.conversations))]
-    await ground.order([_append(name) for name in names], seconds=600, requests_max=scale.appends)
-    say(
-        f"memory of the worker, {scale.appends:,} appends later",
-        f"{ground.worker_mb():.0f} MB ({scale.appends / (time.monotonic() - began):,.0f}/s)",
-    )
+        if (start + TOUCHED_AT_ONCE) % TOLD_EVERY < TOUCHED_AT_ONCE:
+            say(
+                f"memory of the worker, {start + TOUCHED_AT_ONCE:,} conversations touched",
+                f"{ground.worker_mb():.0f} MB ({time.monotonic() - began:.0f} s)",
+            )
+    for appended in range(0, scale.appends, TOLD_EVERY):
+        began = time.monotonic()
+        first = appended // TOLD_EVERY * WRITERS
+        numbers = [number % scale.conversations for number in range(first, first + WRITERS)]
+        await ground.order(
+            [_append(f"touched-{number}") for number in numbers],
+            seconds=600,
+            requests_max=TOLD_EVERY,
+        )
+        say(
+            f"memory of the worker, {appended + TOLD_EVERY:,} appends later",
+            f"{ground.worker_mb():.0f} MB ({TOLD_EVERY / (time.monotonic() - began):,.0f}/s)",
+        )
 
 
 async def _by_length(ground: Ground) -> None:
@@ -200,24 +238,52 @@ async def _by_subscribers(ground: Ground) -> None:
 
 
 async def _by_workers(ground: Ground) -> None:
-    one, one_reads = await ground.appends("one"), await ground.reads("one-read")
-    async with _another_worker(ground.up):
-        two, two_reads = await ground.appends("two"), await ground.reads("two-read")
-    say("append at 256, two workers", f"{two / one:.2f} × one")
-    say("window at 64, two workers", f"{two_reads / one_reads:.2f} × one")
+    """Rates of one worker and of two, and where the CPU goes: two cores are all there is."""
+    one, one_reads = await ground.appended("one"), await ground.read("one-read")
+    async with _another_worker(ground.up) as pid:
+        beside = {"worker 2": pid}
+        two = await ground.appended("two", beside=beside)
+        two_reads = await ground.read("two-read", beside=beside)
+        lone = await ground.read("lone-read", readers=2, beside=beside)
+    lone_one = await ground.read("lone-one-read", readers=2)
+    for what, alone, both in (
+        (f"append at {WRITERS}", one, two),
+        (f"window at {READERS}", one_reads, two_reads),
+        ("window at 2", lone_one, lone),
+    ):
+        say(f"{what}, two workers", f"{_rate(both) / _rate(alone):.2f} × one")
+        say("  one worker", _cpu(alone))
+        say("  two workers", _cpu(both))
+
+
+def _rate(load: Load) -> float:
+    return load.replies / load.wall_s
+
+
+def _cpu(load: Load) -> str:
+    """What each process took: microseconds for a request, and part of a core."""
+    each = ", ".join(
+        f"{name} {seconds / load.replies * 1e6:.0f} us ({seconds / load.wall_s:.0%})"
+        for name, seconds in load.cpu_s.items()
+    )
+    cores = sum(load.cpu_s.values()) / load.wall_s
+    return f"{_rate(load):,.0f}/s, {cores:.2f} cores: {each}"
 
 
 @contextlib.asynccontextmanager
-async def _another_worker(up: Stage) -> AsyncIterator[None]:
+async def _another_worker(up: Stage) -> AsyncIterator[int]:
+    """A second worker inside the block, by its process id."""
     supervisor = Supervisor()
     log = up.server.log_file.with_name("worker-2.log")
     ours = environment(up.url, ROOT, log.parent)
-    supervisor.start(Program("worker-2", WORKER, ours, log), keep=False)
+    child = supervisor.start(Program("worker-2", WORKER, ours, log), keep=False)
     client = await nats.connect(up.url)
     try:
         while await _answers_of(client, "$SRV.PING.convo-commands") < 2:
             pass  # each time it listens for a moment
-        yield
+        await asyncio.sleep(SETTLED_S + 1)  # until each knows of the other
+        assert child.pid is not None, child.last_exit
+        yield child.pid
     finally:
         await client.close()
         await supervisor.stop(["worker-2"])
@@ -290,11 +356,6 @@ def _read(name: str) -> Request:
     return f"convo.get.default.{name}.messages", "{}"
 
 
-def _chunks(conversations: int, size: int) -> Iterator[list[str]]:
-    for start in range(0, conversations, size):
-        yield [f"touched-{n}" for n in range(start, min(start + size, conversations))]
-
-
 def say(what: str, figure: str) -> None:
     """One figure."""
     print(f"{what}: {figure}", flush=True)
@@ -304,12 +365,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.scale")
     parser.add_argument("--conversations", type=int, default=Scale.conversations)
     parser.add_argument("--appends", type=int, default=Scale.appends)
+    parser.add_argument("--only", action="append", choices=PARTS, default=[])
     arguments = parser.parse_args()
     results = ROOT / "bench-results"
     results.mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="scale-", dir=results))
     try:
-        asyncio.run(measure(Scale(arguments.conversations, arguments.appends), folder))
+        asyncio.run(
+            measure(
+                Scale(arguments.conversations, arguments.appends, arguments.only or PARTS), folder
+            )
+        )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -42,7 +42,7 @@ from infra.server import EmbeddedServer
 from projections.state import ConversationView
 from services import conversations as conversations_module
 from services import snapshots as snapshots_module
-from services.conversations import AHEAD_MAX, MISSED_MAX, Conversations
+from services.conversations import AHEAD_MAX, LOADS_MAX, MISSED_MAX, Conversations
 from services.errors import NotYetThere, refusal
 from services.snapshots import Sleeping, Snapshot
 
@@ -87,8 +87,8 @@ async def faked(store: FakeStore) -> AsyncIterator[Conversations]:
             await turns()
 
 
-def as_heard(event: Recorded) -> tuple[dict[str, str], bytes]:
-    """The live copy of a stored event: headers and body."""
+def as_heard(event: Recorded) -> tuple[bytes, bytes]:
+    """The live copy of a stored event: header block and body."""
     headers = {
         "Nats-Sequence": str(event.seq),
         "Nats-Subject": event.subject,
@@ -97,7 +97,8 @@ def as_heard(event: Recorded) -> tuple[dict[str, str], bytes]:
         "Event-Version": str(event.version),
         "Event-Hash": event.digest,
     }
-    return headers, event.body
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"NATS/1.0\r\n{lines}\r\n".encode(), event.body
 
 
 def settle_all(store: FakeStore) -> None:
@@ -906,6 +907,20 @@ async def test_a_conversation_that_is_waited_for_is_not_forgotten(store: FakeSto
         await turns()
         assert not conversations._in_use
         assert conversations._weight == 0
+
+
+async def test_only_so_many_conversations_are_read_from_the_ledger_at_once() -> None:
+    store = FakeStore(Random(1), patient=True)
+    async with conversations_on(store.as_store) as conversations:
+        ids = [ConversationId.parse("acme", f"c-{n}") for n in range(3 * LOADS_MAX)]
+        views = asyncio.gather(*(conversations.view(id) for id in ids))
+        most = 0
+        while not views.done():
+            await turns()
+            most = max(most, len(store.waiting))
+            store.let_go()
+        assert len(await views) == len(ids)
+        assert most == 2 * LOADS_MAX, "a snapshot and a last event each"
 
 
 async def test_conversations_that_do_not_exist_are_forgotten_like_others(store: FakeStore) -> None:

@@ -11,22 +11,20 @@ from typing import Any, ClassVar, cast
 
 import pytest
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 from domain.commands import parse_command
 from domain.conversation import CommandContext
 from domain.identity import ConversationId
+from infra.bulk import Delivered
 from infra.server import EmbeddedServer
 from infra.settings import Settings
+from infra.sturdy import SturdyClient
 from services import others
 from services.bootstrap import Process, running
 from services.conversations import Answer
-from services.endpoint import Outbox
 from services.others import WORKERS, Others
-from services.queries import QueryService
+from services.queries import PREFIX
 from tests.infra.jetstream.rigs import connected
-
-from .rigs import Answers, request
 
 WORKER = ("commands", "queries")
 
@@ -144,7 +142,10 @@ async def test_a_worker_that_comes_is_noticed_before_it_writes(
 
 
 async def test_an_event_that_was_read_before_a_request_is_in_its_answer(
-    nats_server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nats_server: EmbeddedServer,
+    nats_client: Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     hearing: list[Others] = []
     start = Others.start
@@ -158,25 +159,29 @@ async def test_an_event_that_was_read_before_a_request_is_in_its_answer(
         await until(lambda: sure(one) and sure(two))
         await told(one, "init", "read", user_id="ada")
         assert await shown(one, "read") == 1
-        # given an event of the other's that has come, and whose turn in the loop has not
-        listening = hearing[0]._listening
+        # given an event of the other's that is on its way
+        nc, listening = hearing[0]._nc, hearing[0]._listening
+        assert isinstance(nc, SturdyClient)
         assert listening is not None
-        come: asyncio.Queue[Msg] = asyncio.Queue()
-        fold = listening._cb
-        monkeypatch.setattr(listening, "_cb", come.put)
+        came: list[Delivered] = []
+        take, nc._ps.takers[listening._id] = nc._ps.takers[listening._id], came.extend
         await told(two, "append", "read", role="assistant", content="from elsewhere")
-        event = await asyncio.wait_for(come.get(), 20)
-        monkeypatch.setattr(listening, "_cb", fold)
+        await until(lambda: bool(came))
+        nc._ps.takers[listening._id] = take
         assert await shown(one, "read") == 1
-        listening._pending_size += len(event.data)
-        listening._pending_queue.put_nowait(event)
-        # when a request comes behind it, in the same read
-        answers = Answers()
-        outbox = Outbox(cast("Client", answers))
-        await QueryService(one.conversations, outbox).handle(request("convo.get.acme.read.usage"))
+        # when it comes, and in the same read behind it a request
+        [event] = came
+        size = len(event.headers)
+        copy = b"HMSG %b %d %d %d\r\n%b%b\r\n" % (
+            *(event.subject, listening._id, size, size + len(event.body)),
+            *(event.headers, event.body),
+        )
+        [queries] = [sub._id for sub in nc._subs.values() if sub.subject == f"{PREFIX}>"]
+        answers = await nats_client.subscribe("answer")
+        await nats_client.flush()
+        await nc._ps.parse(copy + b"MSG convo.get.acme.read.usage %d answer 0\r\n\r\n" % queries)
         # then it is answered behind it too
-        assert (await asyncio.wait_for(answers.given.get(), 20))["version"] == 2
-        await outbox.close()
+        assert json.loads((await answers.next_msg(timeout=20)).data)["version"] == 2
 
 
 async def test_a_worker_that_leaves_leaves_the_other_alone(
@@ -227,31 +232,32 @@ async def test_nothing_is_concluded_while_the_own_greeting_is_not_heard(
         await known.stop()
 
 
-async def test_a_batch_is_heard_of_when_its_commit_is(nats_client: Client) -> None:
+async def test_a_batch_is_heard_of_when_its_commit_is() -> None:
     heard: list[tuple[str, bytes]] = []
     nc = RecordingClient()
     between = Others(cast("Client", nc), "live", writes=False)
     await between.start(lambda key, _, body: heard.append((key, body)))
     reconsidered = between._epoch
 
-    async def copy(subject: str, body: bytes, id: str = "", *, commit: bool = False) -> None:
-        headers = {"Nats-Batch-Id": id} if id else {}
+    def copy(subject: str, body: bytes, id: str = "", *, commit: bool = False) -> None:
+        lines = f"Nats-Batch-Id: {id}\r\n" if id else ""
         if commit:
-            headers["Nats-Batch-Commit"] = "1"
-        await between._on_event(Msg(nats_client, subject, "", body, headers))
+            lines += "Nats-Batch-Commit: 1\r\n"
+        headers = f"NATS/1.0\r\n{lines}\r\n".encode()
+        between._on_events([Delivered(subject.encode(), b"", headers, body)])
 
     # given a batch of which the copies come one by one, and another partition's beside it
-    await copy("live.0.acme.a", b"1", "b1")
-    await copy("live.1.acme.z", b"2")
-    await copy("live.0.acme.b", b"3", "b1")
+    copy("live.0.acme.a", b"1", "b1")
+    copy("live.1.acme.z", b"2")
+    copy("live.0.acme.b", b"3", "b1")
     assert heard == [("acme.z", b"2")]
     # when its last one has come, then all of it is heard of, in order
-    await copy("live.0.acme.a", b"4", "b1", commit=True)
+    copy("live.0.acme.a", b"4", "b1", commit=True)
     assert heard[1:] == [("acme.a", b"1"), ("acme.b", b"3"), ("acme.a", b"4")]
     assert between._epoch == reconsidered
     # and one that has no end makes everything doubtful
-    await copy("live.0.acme.a", b"5", "b2")
-    await copy("live.0.acme.a", b"6")
+    copy("live.0.acme.a", b"5", "b2")
+    copy("live.0.acme.a", b"6")
     assert heard[4:] == [("acme.a", b"6")]
     assert between._epoch > reconsidered
     await between.stop()
