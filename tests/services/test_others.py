@@ -22,6 +22,7 @@ from infra.sturdy import SturdyClient
 from services import others
 from services.bootstrap import Process, running
 from services.conversations import Answer
+from services.endpoint import Outbox
 from services.others import WORKERS, Others
 from services.queries import PREFIX
 from tests.infra.jetstream.rigs import connected
@@ -142,10 +143,7 @@ async def test_a_worker_that_comes_is_noticed_before_it_writes(
 
 
 async def test_an_event_that_was_read_before_a_request_is_in_its_answer(
-    nats_server: EmbeddedServer,
-    nats_client: Client,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    nats_server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hearing: list[Others] = []
     start = Others.start
@@ -177,11 +175,11 @@ async def test_an_event_that_was_read_before_a_request_is_in_its_answer(
             *(event.headers, event.body),
         )
         [queries] = [sub._id for sub in nc._subs.values() if sub.subject == f"{PREFIX}>"]
-        answers = await nats_client.subscribe("answer")
-        await nats_client.flush()
+        answers: asyncio.Queue[bytes] = asyncio.Queue()
+        monkeypatch.setattr(Outbox, "send", lambda _outbox, _to, body: answers.put_nowait(body))
         await nc._ps.parse(copy + b"MSG convo.get.acme.read.usage %d answer 0\r\n\r\n" % queries)
         # then it is answered behind it too
-        assert json.loads((await answers.next_msg(timeout=20)).data)["version"] == 2
+        assert json.loads(await asyncio.wait_for(answers.get(), 20))["version"] == 2
 
 
 async def test_a_worker_that_leaves_leaves_the_other_alone(
