@@ -219,7 +219,7 @@ async def serve(settings: Settings, services: Sequence[str], *, url: str) -> Non
 
             await stack.enter_async_context(responder(settings, url=url))
         log.info("serving %s", ", ".join(services))
-        _tune_garbage_collection()
+        tune_garbage_collection()
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         for end in ends - {stopped}:
@@ -228,7 +228,7 @@ async def serve(settings: Settings, services: Sequence[str], *, url: str) -> Non
         log.info("stopping: answering what was accepted")
 
 
-def _tune_garbage_collection() -> None:
+def tune_garbage_collection() -> None:
     """Commands make many objects and hardly any cycles: at the default thresholds a fifth of a
     worker's time goes into looking for them."""
     gc.collect()

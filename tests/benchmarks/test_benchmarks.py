@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.benchmarks import goals, micro, report
+from tests.benchmarks import goals, inside, report
 from tests.benchmarks.figures import Measured, Row, errors_of, row
 from tests.benchmarks.load import LoadFailed
 from tests.benchmarks.measuring import Measurement
@@ -185,9 +186,14 @@ def test_docs_without_marks_are_left_alone(tmp_path: Path) -> None:
     assert docs.read_text(encoding="utf-8") == "no marks"
 
 
-def test_every_step_of_an_append_can_be_timed() -> None:
-    for step in (micro.steps() | micro.cold_steps()).values():
-        assert micro.microseconds(step, repeats=1, calls=3) > 0
+def test_what_an_append_costs_the_worker_is_split_up(capsys: pytest.CaptureFixture[str]) -> None:
+    assert inside.main(["16", "3000"]) == 0
+
+    said = capsys.readouterr().out
+    total, *steps = [float(number) for number in re.findall(r"(?m)^ *([0-9.]+) ", said)]
+    assert total > 0
+    assert sum(steps) == pytest.approx(total, abs=0.1 * len(steps))
+    assert len([step for step in steps if step]) > len(steps) / 2
 
 
 def made(operation: str, per_s: float, round_: int) -> Measured:
