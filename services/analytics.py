@@ -292,6 +292,8 @@ class AnalyticsService:
             try:
                 return await asyncio.to_thread(self.open, self.path, self._quack())
             except RebuildNeeded as error:
+                for older in self.path.parent.glob(f"{self.path.stem}.*.old"):
+                    older.unlink()
                 aside = self.path.with_suffix(f".{int(time.time())}.old")
                 log.warning("%s; the file is kept as %s", error, aside.name)
                 self.path.rename(aside)

@@ -36,7 +36,7 @@ from projections.analytics.sandbox import SQL_CHARS_MAX, SQLRefused
 from projections.analytics.view import DuckDBDatastore
 from services.endpoint import MIN_SEQ, Outbox, header_number
 from services.errors import Refusal, Refused
-from services.tasks import ended
+from services.tasks import Tasks, ended
 
 log = logging.getLogger(__name__)
 
@@ -93,26 +93,22 @@ class SqlService:
         self._rss_bytes_max = memory_bytes + ROOM_BYTES
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="sql")
         self._running: dict[Request, Query] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._ending = False
         self._told: set[Request] = set()  # that they are not answered any more
         self._watching = asyncio.get_running_loop().create_task(self._watch())
 
     async def handle(self, request: Request) -> None:
         """Takes one request; it is answered by a task of its own."""
-        task = asyncio.get_running_loop().create_task(self._respond(request))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(self._respond(request))
 
     async def idle(self) -> None:
         """Returns once everything that was taken is answered."""
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.idle()
 
     async def ended(self, within_s: float) -> None:
         """Returns once no question runs; those that take longer are interrupted."""
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=within_s)
+        await self._tasks.settle(within_s)
         for query in list(self._running.values()):
             query.interrupt()
         await self.idle()
@@ -246,9 +242,7 @@ class SqlService:
         self._told.update(self._running)
         for request in self._told:
             self._outbox.refuse(request, RESTARTING)
-        task = asyncio.get_running_loop().create_task(self._end())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(self._end())
 
     async def _end(self) -> None:
         await asyncio.wait({asyncio.ensure_future(self._outbox.close())}, timeout=1.0)

@@ -27,6 +27,11 @@ class Tasks:
         while self._running:
             await asyncio.gather(*self._running, return_exceptions=True)
 
+    async def settle(self, within_s: float) -> None:
+        """Waits so long for what runs now, and leaves it alone."""
+        if self._running:
+            await asyncio.wait(set(self._running), timeout=within_s)
+
 
 async def ended(task: asyncio.Task[Any]) -> None:
     """Cancels a task and returns once it has ended.

@@ -20,16 +20,20 @@ KEYS: Final = {
     "events": ("tenant_id", "conversation_id", "version"),
     "messages": ("tenant_id", "conversation_id", "version"),
     "usage": ("tenant_id", "conversation_id", "version"),
+    "usage_days": ("tenant_id", "day"),
     "conversations": ("tenant_id", "conversation_id"),
     "titles": ("tenant_id", "conversation_id"),
     "tracking": ("application_name",),
 }
 """The tables that the ledger must give again, and what tells their rows apart."""
 
-OF_A_CONVERSATION: Final = tuple(table for table, keys in KEYS.items() if "tenant_id" in keys)
+OF_A_CONVERSATION: Final = tuple(table for table, keys in KEYS.items() if "conversation_id" in keys)
 
 BUCKETS: Final = 1_024
 """Rows are compared in so many parts: what one holds of a table is in memory at a time."""
+
+_PLACES: Final = ("conversation_id", "day", "application_name")
+"""What tells where a row belongs, within its tenant."""
 
 MISSING: Final = "no such row"
 PRESENT: Final = "a row"
@@ -144,7 +148,7 @@ def _fields(
     known = of_left or of_right
     place = (
         known.get("tenant_id", ""),
-        known.get("conversation_id", known.get("application_name", "")),
+        next((known[name] for name in _PLACES if name in known), ""),
         int(known.get("version") or 0),
     )
     if len(left) != 1 or len(right) != 1:

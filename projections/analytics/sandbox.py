@@ -21,7 +21,7 @@ from typing import Any, Final
 import duckdb
 from pydantic_core import from_json
 
-from .schema import TABLES, VIEWS
+from .schema import SUMS, TABLES, VIEWS
 
 SQL_CHARS_MAX: Final = 100_000
 
@@ -180,7 +180,7 @@ def scope(connection: duckdb.DuckDBPyConnection, tenant_id: str) -> None:
     found = connection.execute("SELECT current_database()").fetchone()
     assert found is not None
     catalog = _quoted(found[0], '"')
-    for table in TABLES:
+    for table in (*TABLES, *SUMS):
         which = "" if table == "tracking" else f"WHERE tenant_id = {_quoted(tenant_id, chr(39))}"
         connection.execute(
             f"CREATE OR REPLACE TEMP VIEW {table} AS "  # noqa: S608 (quoted; a view takes no parameters)

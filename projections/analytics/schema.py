@@ -13,13 +13,34 @@ from typing import Final, NamedTuple
 TABLES: Final = ("events", "messages", "usage", "conversations", "tracking")
 """What the contract promises, in the order of this page; views are below."""
 
+SUMS: Final = ("usage_days",)
+"""What views are made of beside those: sums of rows that are only ever added."""
+
+_DAYS_OF: Final = """
+    INSERT INTO usage_days
+    SELECT tenant_id, CAST(time AS DATE) AS day, count(*), sum(prompt_tokens),
+        sum(completion_tokens), sum(total_tokens), sum(cost_usd), count(*) - count(cost_usd)
+    FROM {} GROUP BY tenant_id, day"""
+
+ADD_DAYS: Final = (
+    _DAYS_OF.format("batch")
+    + """
+    ON CONFLICT (tenant_id, day) DO UPDATE SET
+        calls = usage_days.calls + excluded.calls,
+        prompt_tokens = usage_days.prompt_tokens + excluded.prompt_tokens,
+        completion_tokens = usage_days.completion_tokens + excluded.completion_tokens,
+        total_tokens = usage_days.total_tokens + excluded.total_tokens,
+        cost_usd = CASE WHEN excluded.cost_usd IS NULL THEN usage_days.cost_usd
+            ELSE coalesce(usage_days.cost_usd, 0) + excluded.cost_usd END,
+        calls_without_cost = usage_days.calls_without_cost + excluded.calls_without_cost"""
+)
+"""Adds a batch of rows of `usage` to the sums of their days."""
+
 VIEWS: Final = {
     "daily_usage": """
-        SELECT tenant_id, CAST(time AS DATE) AS day, count(*) AS calls,
-            sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS completion_tokens,
-            sum(total_tokens) AS total_tokens, sum(cost_usd) AS cost_usd,
-            count(*) - count(cost_usd) AS calls_without_cost
-        FROM usage GROUP BY tenant_id, day""",
+        SELECT tenant_id, day, calls, prompt_tokens, completion_tokens, total_tokens, cost_usd,
+            calls_without_cost
+        FROM usage_days""",
     "usage_by_user": """
         SELECT tenant_id, user_id, count(*) AS calls,
             count(DISTINCT conversation_id) AS conversations,
@@ -99,4 +120,15 @@ MIGRATIONS: Final = (
         ),
     ),
     Migration(2, None),  # replies, edits, redactions and erasing came to be understood
+    Migration(
+        3,
+        (
+            """CREATE TABLE usage_days (
+                tenant_id VARCHAR NOT NULL, day DATE NOT NULL, calls BIGINT NOT NULL,
+                prompt_tokens HUGEINT NOT NULL, completion_tokens HUGEINT NOT NULL,
+                total_tokens HUGEINT NOT NULL, cost_usd DECIMAL(38,9),
+                calls_without_cost BIGINT NOT NULL, PRIMARY KEY (tenant_id, day))""",
+            _DAYS_OF.format("usage"),
+        ),
+    ),
 )

@@ -41,7 +41,7 @@ from domain.identity import ConversationId
 
 from . import sandbox
 from .rows import CHANGES, CONVERSATIONS, EVENTS, MESSAGES, USAGE, ConversationRow, Row, Rows
-from .schema import MIGRATIONS, VIEWS
+from .schema import ADD_DAYS, MIGRATIONS, VIEWS
 
 log = logging.getLogger(__name__)
 
@@ -404,6 +404,8 @@ class AnalyticsView(DuckDBTrackingRecorder):
                     connection.register("batch", _arrow(table, added))
                     either = "OR REPLACE " if table in {"conversations", "titles"} else ""
                     connection.execute(f"INSERT {either}INTO {table} SELECT * FROM batch")  # noqa: S608 (our names)
+                    if table == "usage":
+                        connection.execute(ADD_DAYS)
                     connection.unregister("batch")
             if rows.changes:
                 self._change_messages(connection, rows)

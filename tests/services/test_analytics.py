@@ -269,6 +269,7 @@ async def test_a_file_of_an_older_schema_that_cannot_be_mended_is_built_anew(
     datastore.cursor().execute("DELETE FROM schema_migrations WHERE number > 1")
     datastore.cursor().execute("DELETE FROM messages")
     datastore.close()
+    (tmp_path / FILE).with_suffix(".1.old").touch()  # kept by an upgrade before
 
     async with analytics(nats_server, tmp_path):
         said = "SELECT count(*) FROM messages WHERE conversation_id = 'older'"

@@ -305,6 +305,39 @@ def test_digests_tell_tables_apart_whatever_the_order_of_their_rows(
     assert {table for table in first if first[table] != third[table]} == {"events", "messages"}
 
 
+@arbitrary(
+    batches=st.lists(
+        st.lists(
+            st.tuples(
+                st.integers(0, 2), st.sampled_from([None, "0.5", "1e-9"]), st.integers(0, 2**62)
+            ),
+            max_size=4,
+        ),
+        max_size=4,
+    )
+)
+@settings(deadline=None, max_examples=25)
+def test_daily_usage_is_the_sum_of_usage_however_it_came(
+    batches: list[list[tuple[int, str | None, int]]],
+) -> None:
+    tables = AnalyticsView(DuckDBDatastore(None))
+    for number, batch in enumerate(batches, start=1):
+        events = [used(cost_usd=cost, prompt_tokens=prompt) for _, cost, prompt in batch]
+        times = [datetime(2026, 1, 5 + day, 23, 59, tzinfo=UTC) for day, _, _ in batch]
+        for event, time in zip(events, times, strict=True):
+            object.__setattr__(event, "timestamp", time)
+        tables.write(fold(events), Tracking("S", number))
+
+    connection = tables.datastore.cursor()
+    summed = connection.execute(
+        "SELECT tenant_id, CAST(time AS DATE) AS day, count(*), sum(prompt_tokens), "
+        "sum(completion_tokens), sum(total_tokens), sum(cost_usd), count(*) - count(cost_usd) "
+        "FROM usage GROUP BY ALL ORDER BY ALL"
+    ).fetchall()
+
+    assert connection.execute("FROM daily_usage ORDER BY ALL").fetchall() == summed
+
+
 SECRET = "the secret 4711"
 
 

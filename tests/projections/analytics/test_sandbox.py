@@ -137,6 +137,7 @@ HOSTILE = {
     "storage": "FROM pragma_storage_info('messages')",
     "metadata": "FROM pragma_table_info('messages')",
     "our own migrations": "FROM schema_migrations",
+    "our own sums": "FROM usage_days",
     "text as SQL": "FROM query('SELECT * FROM messages')",
     "text as a table": "FROM query_table('messages')",
     "text as a table, by a macro": "FROM histogram_values(messages, chars)",
@@ -310,6 +311,7 @@ def test_every_table_and_view_is_limited_to_the_tenant(for_us: Ask) -> None:
             assert tenants in ([["ours"]], []), name
     assert for_us("SELECT count(*) FROM events") == [[3]]
     assert for_us("SELECT count(*) FROM usage") == [[1]]
+    assert for_us("SELECT sum(calls) FROM daily_usage") == [[1]]
 
 
 @pytest.mark.parametrize("tenant_id", ["our' OR '1'='1", "ours'; DROP TABLE events; --", "x"])

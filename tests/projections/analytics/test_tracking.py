@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,23 @@ def test_a_schema_is_brought_up_to_date_one_migration_after_the_other(
     monkeypatch.setattr(view, "MIGRATIONS", (*more, Migration(newest + 2, None)))
     with pytest.raises(RebuildNeeded):
         tables.migrate()
+
+
+def test_a_file_of_before_the_sums_of_days_gets_them(tmp_path: Path) -> None:
+    tables = AnalyticsView(DuckDBDatastore(tmp_path / "ledger.duckdb"))
+    connection = tables.datastore.cursor()
+    connection.execute(
+        "INSERT INTO usage SELECT 'acme', 'c', i, i, '2026-01-05 23:59:59', 1, 'm', NULL, NULL, "
+        "10, 5, 15, 10, NULL, NULL, NULL, 0.5, 'recorded', NULL FROM range(2) r(i)"
+    )
+    connection.execute("DROP VIEW daily_usage; DROP TABLE usage_days")
+    connection.execute("DELETE FROM schema_migrations WHERE number = 3")
+
+    tables.migrate()
+
+    assert connection.execute("FROM daily_usage").fetchall() == [
+        ("acme", date(2026, 1, 5), 2, 20, 10, 30, Decimal(1), 0)
+    ]
 
 
 def count(tables: AnalyticsView, table: str) -> int:
