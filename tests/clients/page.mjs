@@ -118,7 +118,7 @@ const scenarios = {
     await page.keyboard.press("Shift+Tab"); // to the messages, then to the list and through it
     assert.equal(await page.evaluate(() => document.activeElement.id), "scroller");
     await page.waitForFunction(() => document.querySelector("#chats a")?.textContent.includes("stall after 6"));
-    await page.locator("#new").focus(); // only now: the list follows the ledger by some milliseconds
+    await page.locator("#find").focus(); // only now: the list follows the ledger by some milliseconds
     await page.keyboard.press("Tab");
     assert.match(await page.evaluate(() => document.activeElement.textContent), /stall after 6/);
     await page.keyboard.press("Tab");
@@ -131,6 +131,35 @@ const scenarios = {
     await page.keyboard.press("Enter");
     await page.locator("#empty").waitFor();
     assert.equal(new URL(page.url()).search, "");
+  },
+
+  async searches() {
+    const page = await tab();
+    await page.goto(url);
+    const word = `ptarmigan${Date.now()}`;
+    await say(page, `Is there a ${word} in Scotland?`);
+    await finished(page, `Is there a ${word} in Scotland?`);
+    await page.click("#new");
+    await page.locator("#empty").waitFor();
+    await page.focus("#find");
+    const hits = page.locator("#hits a", { hasText: word });
+    for (let count = 0; count < 2; ) { // the tables follow the ledger by some milliseconds
+      await page.fill("#find", word.slice(0, -1));
+      await page.locator("#hits a, #no-hits:not([hidden])").first().waitFor();
+      count = await hits.count();
+      if (count < 2) await page.fill("#find", "");
+    }
+    assert.equal(await page.locator("#chats").isVisible(), false);
+    assert.equal(await hits.first().locator("mark").textContent(), word.slice(0, -1));
+    await hits.last().click();
+    await page.locator(".message.user", { hasText: word }).waitFor();
+    assert.match(page.url(), /\?chat=.+/);
+    await page.focus("#find");
+    await page.keyboard.press("Escape");
+    await page.locator("#chats a[aria-current=page]").waitFor();
+    assert.equal(await page.locator("#hits a").count(), 0);
+    await page.fill("#find", `${word}nothing`);
+    await page.getByText("Nothing was found").waitFor();
   },
 
   async reconnects() {

@@ -5,6 +5,9 @@ const the = (id) => document.getElementById(id);
 const KEY = "convo-key";
 const PAUSES_MS = [300, 600, 1200, 2500, 5000];
 const LIST_EVERY_MS = 20_000;
+const LIST_FOLLOWS_MS = 300; // the ledger, by some milliseconds
+const FIND_AFTER_MS = 150;
+const UNTITLED = "Untitled chat";
 
 const chat = {
   id: null, // of the conversation that is shown
@@ -14,6 +17,7 @@ const chat = {
   messages: new Map(), // id -> {role, content, element}, in their order
   running: new Set(), // ids of the answers that are on their way
   sending: null, // a message that is on its way to the ledger
+  sought: null, // the id of a message that a search led to
 };
 
 // -- requests ---------------------------------------------------------------------------------------
@@ -55,7 +59,7 @@ function signIn() {
 
 // -- the list of chats ------------------------------------------------------------------------------
 
-const list = { pages: 1, timer: 0 };
+const list = { pages: 1, timer: 0, titles: new Map() };
 
 async function refreshList() {
   clearTimeout(list.timer);
@@ -86,6 +90,7 @@ function showList(chats, more) {
   const known = new Map([...items.children].map((item) => [item.dataset.id, item]));
   let last = null;
   for (const each of chats) {
+    list.titles.set(each.id, each.title || UNTITLED);
     const item = known.get(each.id) ?? listed(each.id);
     known.delete(each.id);
     name(item, each);
@@ -104,7 +109,7 @@ function showList(chats, more) {
 
 function name(item, { id, title, updatedAt }) {
   const [link, remove] = item.children;
-  const text = title || "Untitled chat";
+  const text = title || UNTITLED;
   const date = new Date(updatedAt);
   if (link.firstChild.textContent !== text) link.firstChild.textContent = text;
   if (link.lastChild.textContent !== ago(date)) link.lastChild.textContent = ago(date);
@@ -169,6 +174,63 @@ the("deleting").addEventListener("close", async () => {
   }
 });
 
+// -- search -----------------------------------------------------------------------------------------
+
+const finding = { asked: 0, timer: 0 };
+
+function find() {
+  clearTimeout(finding.timer);
+  const asked = (finding.asked += 1);
+  const text = the("find").value.trim();
+  if (!text) showHits(null);
+  else finding.timer = setTimeout(() => search(text, asked), FIND_AFTER_MS);
+}
+
+async function search(text, asked) {
+  const query = /[\p{L}\p{N}]$/u.test(text) ? `${text}*` : text; // the last word may not be finished
+  try {
+    const answer = await request("GET", `/api/chat/search?limit=50&q=${encodeURIComponent(query)}`);
+    const { hits } = await answer.json();
+    if (asked === finding.asked) showHits(hits);
+  } catch (error) {
+    if (asked === finding.asked) notice(`Nothing could be looked up: ${error.message}`);
+  }
+}
+
+function showHits(hits) {
+  the("sidebar").classList.toggle("finding", Boolean(hits));
+  the("hits").replaceChildren(...(hits ?? []).map(found));
+  the("hits").scrollTop = 0;
+  the("no-hits").hidden = !hits || hits.length > 0;
+}
+
+function found({ chatId, messageId, role, createdAt, snippet }) {
+  const item = document.createElement("li");
+  const link = document.createElement("a");
+  const title = document.createElement("span");
+  const where = document.createElement("time");
+  const text = document.createElement("span");
+  title.className = "name";
+  title.textContent = list.titles.get(chatId) ?? "An older chat";
+  where.dateTime = createdAt;
+  where.textContent = `${NAMES[role] || role}, ${ago(new Date(createdAt))}`;
+  text.className = "snippet";
+  text.dir = "auto";
+  snippet.split(/[⟦⟧]/).forEach((part, index) => {
+    const piece = index % 2 ? document.createElement("mark") : document.createElement("span");
+    piece.textContent = part;
+    text.append(piece);
+  });
+  link.href = `/?chat=${encodeURIComponent(chatId)}`;
+  link.append(title, text, where);
+  link.addEventListener("click", (event) => {
+    go(event, chatId);
+    if (event.defaultPrevented) chat.sought = messageId;
+  });
+  item.append(link);
+  return item;
+}
+
 // -- one conversation -------------------------------------------------------------------------------
 
 function go(event, id) {
@@ -183,6 +245,7 @@ function open(id, push) {
   if (push) history.pushState(null, "", id ? `/?chat=${encodeURIComponent(id)}` : "/");
   chat.id = id;
   chat.sending = null;
+  chat.sought = null;
   chat.running.clear();
   chat.messages.clear();
   the("messages").replaceChildren();
@@ -196,7 +259,7 @@ function open(id, push) {
 }
 
 function setTitle(title) {
-  const name = title || (chat.id ? "Untitled chat" : "New chat");
+  const name = title || (chat.id ? UNTITLED : "New chat");
   the("title").textContent = name;
   document.title = `${name} – Conversation Ledger`;
 }
@@ -289,6 +352,7 @@ function caughtUp({ conversation: told, messages: all }) {
     chat.messages.get(id).element.remove();
     chat.messages.delete(id);
   }
+  if (!conversation) setTitle("No such chat");
   if (!conversation) empty(true, "This chat is not there any more, or it is not yours.", "");
   else empty(messages.length === 0 && !chat.sending);
 }
@@ -300,7 +364,7 @@ function ended(id) {
     known.element.remove();
     chat.messages.delete(id);
   }
-  setTimeout(refreshList, 300);
+  setTimeout(refreshList, LIST_FOLLOWS_MS);
 }
 
 const NAMES = { user: "You", assistant: "Assistant", system: "System", developer: "Developer", tool: "Tool" };
@@ -344,6 +408,13 @@ function show() {
     the("stop").hidden = !busy;
     the("send").hidden = busy;
     the("send").disabled = Boolean(chat.sending) || !the("prompt").value.trim();
+    const sought = chat.messages.get(chat.sought)?.element;
+    if (sought) {
+      chat.sought = null;
+      following = false;
+      sought.scrollIntoView({ block: "center" });
+      sought.animate([{ background: "var(--found)" }, {}], 2500);
+    }
     if (following) the("scroller").scrollTop = the("scroller").scrollHeight;
   });
 }
@@ -374,7 +445,8 @@ async function say() {
   message(said.id, "user", text);
   show();
   try {
-    if (!chat.id) {
+    const isNew = !chat.id;
+    if (isNew) {
       const made = await (await request("POST", "/api/chat")).json();
       if (chat.sending !== said) return;
       chat.id = made.chatId;
@@ -382,6 +454,7 @@ async function say() {
       connect();
     }
     await post(said, "submit-message");
+    if (isNew) setTimeout(refreshList, LIST_FOLLOWS_MS);
     if (chat.sending === said) chat.sending = null;
   } catch (error) {
     if (chat.sending !== said) return;
@@ -447,6 +520,14 @@ the("prompt").addEventListener("keydown", (event) => {
   }
 });
 the("prompt").addEventListener("input", show);
+the("find").addEventListener("input", find);
+the("find").addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || !the("find").value) return;
+  event.preventDefault();
+  event.stopPropagation(); // it stops no answer
+  the("find").value = "";
+  find();
+});
 the("stop").addEventListener("click", stop);
 the("again").addEventListener("click", again);
 the("new").addEventListener("click", (event) => go(event, null));
