@@ -190,7 +190,9 @@ async def _open(topology: Topology, fence: Fence, writing: Client, reading: Clie
     while True:
         try:
             await fence.check()
-            return await Store.open(topology, writing=writing, reading=reading)
+            store = await Store.open(topology, writing=writing, reading=reading)
+            fence.acknowledged = store.acknowledged
+            return store
         except StoreUnavailable:
             if asyncio.get_running_loop().time() > give_up_at:
                 raise

@@ -188,6 +188,8 @@ class Committer:
         """What the store shows may not be on disk: nothing is settled by reading it."""
         self.counters = Counters()
         self.stored_through = 0  # the stream sequence up to which it has seen everything stored
+        self.last_stored: Message | None = None
+        """The message at `stored_through`."""
         self.costs = Costs()
         self._nc = nc
         self._stream = stream
@@ -605,7 +607,9 @@ class Committer:
                 message.tail.stored = message.digest
                 message.tail.in_flight = False
                 seq += 1
-        self.stored_through = max(self.stored_through, seq - 1)
+        if seq - 1 > self.stored_through:
+            self.stored_through = seq - 1
+            self.last_stored = group[-1].messages[-1]
         for write in group:
             self._done(write)
 

@@ -8,7 +8,8 @@ what somebody was told is stored, and nothing may be built on it.
 
 The witness of each stream is a file (`<folder>/<stream>.json`), written again about every second
 while something comes; of several processes on one folder one writes. Each of them also compares
-with what it has seen itself, always when the server was away.
+with what it has seen itself, and with the last that was stored for it, always when the server was
+away.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from nats.aio.client import Client
 from infra.jetstream import outcome
 from infra.jetstream.archive import fingerprint
 from infra.jetstream.errors import LedgerDamaged, StoreUnavailable, StreamMismatch
-from infra.jetstream.scan import message_at
+from infra.jetstream.scan import Stored, message_at
 from infra.jetstream.topology import call, differences
 from infra.lock import FileLock
 
@@ -166,6 +167,8 @@ class Fence:
     def __init__(self, nc: Client, folder: Path, wanted: Mapping[str, Mapping[str, Any]]) -> None:
         self.broken: asyncio.Future[LedgerWentBack | StreamMismatch]
         self.broken = asyncio.get_running_loop().create_future()
+        self.acknowledged: Callable[[str], Stored | None] = lambda _stream: None
+        """The last message of a stream that was stored for this process."""
         self._nc = nc
         self._kept = Witnesses(folder)
         self._streams = tuple(wanted)
@@ -232,13 +235,20 @@ class Fence:
             reconnects = self._nc.stats["reconnects"]
             try:
                 for witness in self._seen.values():
-                    await self._confirm(witness)
+                    await self._confirm(self._with_what_was_stored(witness))
                 self._confirmed_at = reconnects
             except StoreUnavailable:
                 if time.monotonic() > give_up_at:
                     raise
             if not self.is_passed:
                 await asyncio.sleep(_AWAY_PAUSE_S)
+
+    def _with_what_was_stored(self, witness: Witness) -> Witness:
+        """The witness as it would be had it been taken after the last acknowledgement."""
+        last = self.acknowledged(witness.stream)
+        if last is None or last.seq <= witness.seq:
+            return witness
+        return replace(witness, seq=last.seq, last=fingerprint(last))
 
     async def _watch(self) -> None:
         while not self.broken.done():

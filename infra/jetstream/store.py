@@ -18,6 +18,7 @@ from infra.jetstream.committer import Committer, Counters, Write
 from infra.jetstream.envelope import Message, Recorded, Tail
 from infra.jetstream.errors import LedgerDamaged, TooLarge
 from infra.jetstream.reader import Reader
+from infra.jetstream.scan import Stored
 from infra.jetstream.snapshots import Snapshots
 from infra.jetstream.topology import EVENT_BYTES_MAX, Topology, ensure
 
@@ -120,6 +121,15 @@ class Store:
             committer.distrusts_reading = distrusts
 
     # -- appending -----------------------------------------------------------------------------
+
+    def acknowledged(self, stream: str) -> Stored | None:
+        """The last message of an events stream that was stored for us; its time is not told (0)."""
+        for partition, committer in enumerate(self._committers):
+            last = committer.last_stored
+            if last is not None and self.topology.stream_name(partition) == stream:
+                headers, seq = last.headers(), committer.stored_through
+                return Stored(seq, last.tail.subject, headers, 0, last.body)
+        return None
 
     def submit(self, write: Write) -> None:
         """Hands a write to the committer of its partition. See `committer.Write`."""

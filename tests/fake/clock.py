@@ -168,6 +168,16 @@ class _JumpingLoop:
     ) -> Any:
         return self.call_at(self._clock.now + delay, callback, *args, context=context)
 
+    def run_in_executor(
+        self, _executor: None, work: Callable[..., _T], *args: Any
+    ) -> asyncio.Future[_T]:
+        done = self.create_future()
+        try:
+            done.set_result(work(*args))
+        except Exception as error:  # noqa: BLE001 (the future's, as a thread's would be)
+            done.set_exception(error)
+        return done
+
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """Told what a task has raised that nobody waited for, whenever that is noticed."""
 

@@ -91,6 +91,8 @@ class Ledger:
         self._server = server
         self._topology = topology
         self._window_size = window_size
+        self.closed = False
+        """Nothing is read any more: what is in the streams from now on is another ledger."""
         self._read: Counter[int] = Counter()
         self._books: dict[str, Book] = {}
 
@@ -108,6 +110,8 @@ class Ledger:
         return stream.log[: stream.committed]
 
     def _read_on(self, partition: int) -> None:
+        if self.closed:
+            return
         stream = self._server.streams[self._topology.stream_name(partition)]
         for kept in stream.log[self._read[partition] : stream.committed]:
             key = self._topology.originator(kept.subject)

@@ -20,6 +20,7 @@ import pytest
 
 from infra.jetstream import feed, outcome, reader, scan
 from infra.jetstream.committer import Committer
+from infra.jetstream.fence import Fence
 from tests.faults.seeds import TOGETHER, main, play_some
 
 from .world import SeedFailed, play
@@ -112,6 +113,10 @@ def projecting_what_is_not_committed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed, "is_unfinished", lambda block: False)
 
 
+def forgetting_what_was_acknowledged_a_moment_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Fence, "_with_what_was_stored", lambda self, witness: witness)
+
+
 @pytest.mark.parametrize(
     "broken",
     [
@@ -120,6 +125,7 @@ def projecting_what_is_not_committed(monkeypatch: pytest.MonkeyPatch) -> None:
         taking_any_event_for_ones_own,
         showing_what_is_not_committed,
         projecting_what_is_not_committed,
+        forgetting_what_was_acknowledged_a_moment_ago,
     ],
 )
 def test_a_fault_of_ours_is_found_out(

@@ -12,6 +12,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 from unittest.mock import patch
 
@@ -24,6 +25,7 @@ from domain.conversation import CommandContext
 from domain.identity import ConversationId
 from infra.jetstream.envelope import Recorded
 from infra.jetstream.errors import OutcomeUnknown, StoreUnavailable
+from infra.jetstream.fence import Fence, LedgerWentBack, Witness
 from infra.jetstream.scan import scan
 from infra.jetstream.store import Store
 from infra.jetstream.topology import Topology
@@ -41,6 +43,7 @@ from .clock import Clock, run
 from .commands import some_command
 from .history import LIMITS, Ledger, Sent, check
 from .server import Server
+from .stream import Kept
 from .weather import LATE_S, Weather
 
 WINDOW = 3
@@ -64,20 +67,31 @@ class Plan:
     badness: float
     storms: int
     cache_bytes: int
+    forgets: bool
+    """In the end the server comes back without its last messages (one replica, one worker)."""
 
     @classmethod
     def of(cls, random: Random) -> Plan:
         """Draws one."""
+        forgets = random.random() < 0.1
         return cls(
-            replicas=random.choice([1, 1, 3]),
+            replicas=1 if forgets else random.choice([1, 1, 3]),
             partitions=random.choice([1, 1, 2]),
-            workers=random.choice([1, 2, 3]),
+            workers=1 if forgets else random.choice([1, 2, 3]),
             conversations=random.choice([1, 2, 3, 8]),
             commands=random.choice([30, 60]),
             badness=random.choice([0.0, 0.05, 0.2, 0.4]),
             storms=random.choice([0, 1, 2, 4]),
             cache_bytes=random.choice([1, 10**9, 10**9]),
+            forgets=forgets,
         )
+
+
+class Watch(Fence):
+    """A fence that keeps nothing on a disk."""
+
+    def _keep(self, now: Witness) -> None:
+        pass
 
 
 class Worker:
@@ -89,6 +103,7 @@ class Worker:
         self.reading = FakeClient(server, f"{name}r")
         self.serving = FakeClient(server, f"{name}s")
         self.conversations: Conversations
+        self.fence: Fence | None = None
 
     async def open(self, topology: Topology, cache_bytes: int) -> None:
         self.store = await Store.open(
@@ -104,7 +119,15 @@ class Worker:
         self.others = Others(self.serving.as_client, LIVE, writes=True)
         await self.others.start(self.conversations.heard)
 
+    async def watch(self, topology: Topology) -> None:
+        """Has a fence from now on."""
+        self.fence = Watch(self.reading.as_client, Path("nowhere"), topology.events_configs())
+        self.fence.acknowledged = self.store.acknowledged
+        await self.fence.start()
+
     async def close(self) -> None:
+        if self.fence is not None:
+            await self.fence.close()
         await self.conversations.close()
         await self.others.stop()
         await self.store.close()
@@ -188,6 +211,8 @@ class World:
     """The highest version that anybody was told, by conversation."""
     calm: bool = False
     over: bool = False
+    forgotten: dict[int, list[Kept]] | None = None
+    """What was there before the server forgot its last messages, by partition."""
     _waiting: dict[int, asyncio.Future[None]] = field(default_factory=dict)
 
     @classmethod
@@ -217,6 +242,8 @@ class World:
         for number in range(self.plan.workers):
             worker = Worker(self.server, f"w{number}")
             await worker.open(self.topology, self.plan.cache_bytes)
+            if self.plan.forgets:
+                await worker.watch(self.topology)
             self.workers.append(worker)
         self.server.weather.bad = self.plan.badness > 0
         tables = Tables(Random(self.seed), self.ledger, self.topology)
@@ -226,6 +253,8 @@ class World:
         await asyncio.gather(*callers)
         self.calm = True
         self.server.weather.bad = False
+        if self.plan.forgets:
+            await self._forget()
         await asyncio.sleep(LATE_S)
         self.over = True
         await asyncio.gather(*others)
@@ -315,6 +344,8 @@ class World:
             except (StoreUnavailable, NotYetThere, NatsError) as error:
                 self.told[f"view {type(error).__name__}"] += 1
             else:
+                if self.forgotten is not None:
+                    return
                 self.told["view shown"] += 1
                 version = view.version
                 assert version >= at_least, f"{id.key} shown at {version}, had {at_least}"
@@ -339,6 +370,8 @@ class World:
             except StoreUnavailable as error:
                 self.told[f"scan {type(error).__name__}"] += 1
                 continue
+            if self.forgotten is not None:
+                return
             assert seqs == list(range(1, len(seqs) + 1)), f"a scan read {seqs}"
             committed = len(self.ledger.committed(partition))
             assert at_least <= len(seqs) <= committed, f"scanned {len(seqs)} of {committed}"
@@ -360,8 +393,9 @@ class World:
                 until = self.clock.now + random.choice([0.5, 5.0, 1000.0]) * random.random()
                 while self.clock.now < until and not ended:
                     following.wake()
-                    assert projector.progress.state is not State.STOPPED, projector.progress.reason
-                    ended = self.over and self._is_up_to_date(tables)
+                    stopped = projector.progress.state is State.STOPPED
+                    assert not stopped or self.forgotten, projector.progress.reason
+                    ended = self.over and (bool(self.forgotten) or self._is_up_to_date(tables))
                     await asyncio.sleep(0.25)
             finally:
                 await following.close()
@@ -376,11 +410,16 @@ class World:
 
     def _check_tables(self, tables: Tables) -> None:
         for partition, rows in tables.rows.items():
+            known = (self.forgotten or {}).get(partition)
             there = [
                 (each.seq, self.topology.originator(each.subject), each.headers["Event-Hash"])
-                for each in self.ledger.committed(partition)
+                for each in known or self.ledger.committed(partition)
             ]
+            if known:  # none of what is there now: an end of what was there may be missing
+                there = there[: len(rows)]
             assert rows == there, f"partition {partition}: the tables are not the ledger"
+        if self.forgotten is not None:
+            return
         for id in self.ids:
             book = self.ledger.book(id.key)
             view = tables.views.get(id.key, ConversationView.empty(WINDOW))
@@ -397,6 +436,35 @@ class World:
             kinds = ["disconnect", "pause", "full"]
             kinds += ["kill", "kill", "wedge"] if self.plan.replicas == 1 else ["leader"] * 3
             await self._strike(random.choice(kinds))
+
+    async def _forget(self) -> None:
+        """The server comes back without its last messages; who knew of them has to notice."""
+        [worker] = self.workers
+        assert worker.fence is not None
+        for id in self.ids:
+            self.ledger.book(id.key)
+        self.ledger.closed = True
+        partitions = range(self.topology.partitions)
+        self.forgotten = {each: list(self.ledger.committed(each)) for each in partitions}
+        known = {}
+        for stream, witness in worker.fence._seen.items():
+            last = worker.store.acknowledged(stream)
+            known[stream] = max(witness.seq, last.seq if last else 0)
+        self.server.kill(self.random.random(), forget=self.random.randint(1, 5))
+        missed = any(seq > self.server.streams[each].committed for each, seq in known.items())
+        assert await self._is_refused(worker.fence) is missed, f"known was {known}"
+        self.told["went back, noticed"] += missed
+
+    async def _is_refused(self, fence: Fence) -> bool:
+        await asyncio.sleep(1.5)  # longer than the server is away
+        while True:
+            try:
+                await fence.passed()
+            except LedgerWentBack:
+                return True
+            except StoreUnavailable:
+                continue
+            return False
 
     async def _strike(self, kind: str) -> None:
         random, server = self.random, self.server

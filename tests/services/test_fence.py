@@ -17,6 +17,7 @@ from nats.errors import NoRespondersError, OutboundBufferLimitError
 from nats.nuid import NUID
 
 from infra.connection import connect
+from infra.jetstream import fence
 from infra.jetstream.errors import StreamMismatch
 from infra.jetstream.fence import Fence, LedgerWentBack, Witnesses, seen
 from infra.jetstream.topology import call
@@ -172,6 +173,24 @@ async def test_what_goes_back_while_services_run_is_neither_written_nor_shown(
         for each in (*written, shown):
             assert b'"code":"storage_unavailable"' in each
             assert b"went back in time" in each
+        assert "ends at sequence 3, and had 8" in str(await process.fence.broken)
+    await client.close()
+    assert await last_seq(ground.server.url) == 3
+
+
+async def test_what_was_acknowledged_a_moment_ago_counts_as_seen(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ground.write(2)
+    old = await ground.copy()
+    client = await connect(ground.server.url, name="test", settings=Settings())
+    monkeypatch.setattr(fence, "LOOK_S", 3600.0)  # nobody looks at the stream again
+    async with running(ground.settings, ("commands",), url=ground.server.url) as process:
+        for _ in range(5):
+            assert b'"ok":true' in await say(client, "c")
+        await ground.restart(old)
+
+        assert b"went back in time" in await say(client, "c")
         assert "ends at sequence 3, and had 8" in str(await process.fence.broken)
     await client.close()
     assert await last_seq(ground.server.url) == 3
