@@ -387,6 +387,10 @@ class Conversations:
     def _settled(self, entry: InUse, attempt: Attempt, write: Write) -> None:
         """The store has said what became of an append: fold and answer, or decide again."""
         entry.pending.remove(attempt)
+        if entry.dropped and write.error is None:
+            successor = self._in_use.get(entry.key)  # it may have been read before this was stored
+            if successor is not None:
+                successor.heard_seq = max(successor.heard_seq, write.seqs[-1])
         error = write.error or self._folded(entry, attempt, write.seqs)
         if error is None:
             self._weigh(entry)

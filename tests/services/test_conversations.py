@@ -481,6 +481,29 @@ async def test_what_is_heard_while_an_append_is_under_way_is_looked_up(store: Fa
     await conversations.close()
 
 
+async def test_what_is_stored_for_a_conversation_that_was_dropped_is_not_missing_in_the_next(
+    store: FakeStore,
+) -> None:
+    # given an append under way on a conversation that was dropped meanwhile, and read anew
+    conversations = Conversations(
+        store.as_store, limits=Limits(), window_size=50, cache_bytes=10**8, epoch=lambda: 1
+    )
+    begun = init(conversations)
+    await turns()
+    settle_all(store)
+    await begun
+    written = append(conversations)
+    conversations._drop(conversations._in_use[ADAS.key])
+    assert (await conversations.view(ADAS)).version == 1
+    # when it is stored and answered
+    await turns()
+    settle_all(store)
+    assert (await written).version == 2
+    # then whoever asks is shown it
+    assert (await conversations.view(ADAS)).version == 2
+    await conversations.close()
+
+
 async def test_a_refusal_is_answered_although_nothing_stays_in_memory(store: FakeStore) -> None:
     async with conversations_on(store.as_store, cache_bytes=1) as conversations:
         refused = append(conversations)
