@@ -12,7 +12,8 @@ One ledger of EVENTS events (half messages, half usage, as in a chat), then in t
 - memory: what the analytics process took after each half million events of the ingest, and at most.
 
 With --data the ledger is kept in DIR, or taken from there where it has that many events: the
-filling and the measuring may then be two runs.
+filling and the measuring may then be two runs. With --tables the tables there are taken too, as the
+run before has left them: lag and daily usage alone are measured.
 """
 
 from __future__ import annotations
@@ -224,7 +225,7 @@ def memory_mb(child: Child, what: str) -> int:
     return int(line.split()[1]) // 1024
 
 
-async def measure(count: int, directory: Path) -> None:
+async def measure(count: int, directory: Path, *, tables: bool) -> None:
     settings = Settings(data_dir=directory)
     async with EmbeddedServer(directory) as server:
         writing = await connect(server.url, name="bench", settings=settings)
@@ -236,11 +237,13 @@ async def measure(count: int, directory: Path) -> None:
             await Source(store, f"c{there}").write(count - there)
             print(f"stored            {(count - there) / (time.perf_counter() - started):>9,.0f}/s")
         head = (await heads(reading, store.topology))[0]
-        shutil.rmtree(directory / "analytics", ignore_errors=True)
-        fetched = await fetching(server.url, min(head, FETCHED))
-        print(f"fetch(1000)       {fetched:>9,.0f} events/s, doing nothing")
-        before = await ordered(server.url, min(head, CONSUMED))
-        print(f"ordered consumer  {before:>9,.0f} events/s, doing nothing", flush=True)
+        before = after = 0.0
+        if not tables:
+            shutil.rmtree(directory / "analytics", ignore_errors=True)
+            fetched = await fetching(server.url, min(head, FETCHED))
+            print(f"fetch(1000)       {fetched:>9,.0f} events/s, doing nothing")
+            before = await ordered(server.url, min(head, CONSUMED))
+            print(f"ordered consumer  {before:>9,.0f} events/s, doing nothing", flush=True)
 
         supervisor = Supervisor(directory / "status.json")
         environment = {
@@ -252,10 +255,11 @@ async def measure(count: int, directory: Path) -> None:
         argv = (sys.executable, "-P", "-m", "services.cli", "serve", "analytics")
         child = supervisor.start(Program("analytics", argv, environment))
         rate, memory = await ingesting(reading, head, child)
-        after = await ordered(server.url, min(head, CONSUMED))
-        print(f"ingest            {rate:>9,.0f} events/s")
-        print(f"ordered consumer  {after:>9,.0f} events/s, doing nothing, again")
-        print(f"                  {rate / ((before + after) / 2):>9.2f} of it")
+        if not tables:
+            after = await ordered(server.url, min(head, CONSUMED))
+            print(f"ingest            {rate:>9,.0f} events/s")
+            print(f"ordered consumer  {after:>9,.0f} events/s, doing nothing, again")
+            print(f"                  {rate / ((before + after) / 2):>9.2f} of it")
         took = ", ".join(f"{each:,}" for each in memory)
         print(f"memory            {took} MB after each {MEMORY_EVERY:,} events and at the end")
         print(f"                  {memory_mb(child, 'VmHWM'):,} MB at most", flush=True)
@@ -293,9 +297,10 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     options.add_argument("events", type=int, nargs="?", default=1_000_000, metavar="EVENTS")
     options.add_argument("--data", type=Path, metavar="DIR", help="Keep the ledger there.")
+    options.add_argument("--tables", action="store_true", help="Take the tables there too.")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        run(measure(given.events, given.data or Path(directory)))
+        run(measure(given.events, given.data or Path(directory), tables=given.tables))
 
 
 if __name__ == "__main__":
