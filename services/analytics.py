@@ -18,7 +18,7 @@ from typing import Any, Final
 from eventsourcing.persistence import OperationalError, PersistenceError, Tracking
 from nats.aio.client import Client
 from nats.micro.request import Request
-from nats.micro.service import EndpointConfig, EndpointStats, Service, ServiceConfig
+from nats.micro.service import Service
 
 from domain.commands import parse_as
 from domain.identity import ConversationId
@@ -28,7 +28,7 @@ from infra.settings import Settings
 from projections.analytics.rows import ConversationRow, Received, Rows, new_conversation
 from projections.analytics.view import AnalyticsView, DuckDBDatastore, Quack, RebuildNeeded
 from services import sql
-from services.endpoint import VERSION, Outbox
+from services.endpoint import Outbox, start_service
 from services.errors import Refusal
 from services.freshness import Freshness, NotTakenInYet
 from services.projector import Following, Projector, Taken, heads
@@ -163,24 +163,16 @@ class AnalyticsService:
             await self._sql.close()
             raise
         self._sql.datastore = self.tables.view.datastore
-        service = Service(
+        return await start_service(
             serving,
-            ServiceConfig(
-                name="convo-analytics",
-                version=VERSION,
-                description="The ledger as SQL tables, and questions about them",
-                stats_handler=self._stats,
-            ),
+            name="convo-analytics",
+            description="The ledger as SQL tables, and questions about them",
+            endpoints={
+                "sql": (sql.SUBJECT, self._sql.handle),
+                "rebuild": (REBUILD, self._handle_rebuild),
+            },
+            says=self._says,
         )
-        await service.add_endpoint(
-            EndpointConfig(name="sql", subject=sql.SUBJECT, handler=self._sql.handle)
-        )
-        await service.add_endpoint(
-            EndpointConfig(name="rebuild", subject=REBUILD, handler=self._handle_rebuild)
-        )
-        await serving.flush()
-        await service.start()
-        return service
 
     async def close(self) -> None:
         """Answers what was taken, then lets go of the tables."""
@@ -338,7 +330,7 @@ class AnalyticsService:
 
     # -- what others see -----------------------------------------------------------------------
 
-    def _stats(self, _: EndpointStats) -> dict[str, Any]:
+    def _says(self) -> dict[str, Any]:
         if self.tables is None:
             return {"state": "starting"}
         return self.tables.projector.progress.told()

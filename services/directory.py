@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 from eventsourcing.persistence import PersistenceError, Tracking
 from nats.aio.client import Client
 from nats.micro.request import Request
-from nats.micro.service import EndpointConfig, EndpointStats, Service, ServiceConfig
+from nats.micro.service import Service
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from domain.commands import parse_as
@@ -34,7 +34,7 @@ from projections.directory import listing, search
 from projections.directory.entry import microseconds
 from projections.directory.listing import BadCursor, Cursor
 from projections.directory.view import Arrived, DirectoryDatastore, DirectoryView, OtherFormat
-from services.endpoint import MIN_SEQ, VERSION, Answering, Outbox, header_number
+from services.endpoint import MIN_SEQ, Answering, Outbox, header_number, start_service
 from services.freshness import Freshness
 from services.paging import oldest_that_fit
 from services.projector import Following, Projector, Taken
@@ -158,22 +158,15 @@ class DirectoryService:
         self._projector = Projector(target, self._topology, changed=self._changed)
         self._following = Following(following, self._projector)
         await self._following.start()
-        service = Service(
+        return await start_service(
             serving,
-            ServiceConfig(
-                name="convo-directory",
-                version=VERSION,
-                description="Lists conversations, and finds what was said in them",
-                stats_handler=self._stats,
-            ),
+            name="convo-directory",
+            description="Lists conversations, and finds what was said in them",
+            endpoints={
+                name: (subject, answering.handle) for name, subject, answering in self._answering
+            },
+            says=self._says,
         )
-        for name, subject, answering in self._answering:
-            await service.add_endpoint(
-                EndpointConfig(name=name, subject=subject, handler=answering.handle)
-            )
-        await serving.flush()
-        await service.start()
-        return service
 
     async def close(self) -> None:
         """Answers what was taken, then lets go of the tables."""
@@ -304,7 +297,7 @@ class DirectoryService:
         assert self._freshness is not None, "start() comes first"
         self._freshness.changed()
 
-    def _stats(self, _: EndpointStats) -> dict[str, Any]:
+    def _says(self) -> dict[str, Any]:
         assert self._projector is not None, "start() comes first"
         return self._projector.progress.told()
 
