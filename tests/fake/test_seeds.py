@@ -7,7 +7,6 @@ still more, or one of them again.
 from __future__ import annotations
 
 import os
-import random
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -25,7 +24,10 @@ from tests.faults.seeds import TOGETHER, main, play_some
 
 from .world import SeedFailed, play
 
-FIRST = int(os.environ.get("CONVO_TEST_SEED", random.randrange(10**9)))
+FIRST = int(os.environ.get("CONVO_TEST_SEED", "317729100"))
+"""The same seeds at each run, so that a change is what makes a difference; `make faults` and
+`python -m tests.faults.seeds` draw others."""
+
 SEEDS_S = 35.0
 SEEDS_MIN = 100
 

@@ -411,6 +411,8 @@ class World:
     def _check_tables(self, tables: Tables) -> None:
         for partition, rows in tables.rows.items():
             known = (self.forgotten or {}).get(partition)
+            if known == []:  # there was nothing to forget; what has come late may be read or not
+                continue
             there = [
                 (each.seq, self.topology.originator(each.subject), each.headers["Event-Hash"])
                 for each in known or self.ledger.committed(partition)
