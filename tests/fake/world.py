@@ -410,16 +410,17 @@ class World:
 
     def _check_tables(self, tables: Tables) -> None:
         for partition, rows in tables.rows.items():
-            known = (self.forgotten or {}).get(partition)
-            if known == []:  # there was nothing to forget; what has come late may be read or not
-                continue
+            ledgers = [self.ledger.committed(partition)]
+            if self.forgotten is not None:  # an end of either may be missing
+                ledgers = [log[: len(rows)] for log in (*ledgers, self.forgotten[partition])]
             there = [
-                (each.seq, self.topology.originator(each.subject), each.headers["Event-Hash"])
-                for each in known or self.ledger.committed(partition)
+                [
+                    (each.seq, self.topology.originator(each.subject), each.headers["Event-Hash"])
+                    for each in log
+                ]
+                for log in ledgers
             ]
-            if known:  # none of what is there now: an end of what was there may be missing
-                there = there[: len(rows)]
-            assert rows == there, f"partition {partition}: the tables are not the ledger"
+            assert rows in there, f"partition {partition}: the tables are not the ledger"
         if self.forgotten is not None:
             return
         for id in self.ids:
@@ -469,7 +470,10 @@ class World:
         there = self.ledger.committed(partition)
         if seq > len(there):
             return True
-        return seq > 0 and there[seq - 1].headers != self.forgotten[partition][seq - 1].headers
+        if seq == 0:
+            return False
+        now, before = there[seq - 1], self.forgotten[partition][seq - 1]
+        return now.headers["Event-Hash"] != before.headers["Event-Hash"]
 
     async def _is_refused(self, fence: Fence) -> bool:
         await asyncio.sleep(1.5)  # longer than the server is away
