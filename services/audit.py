@@ -16,7 +16,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import datetime
 from typing import Annotated, Any
 
-from eventsourcing.persistence import StoredEvent
 from nats.aio.client import Client
 from nats.micro.request import Request
 from nats.micro.service import Service
@@ -27,17 +26,16 @@ from domain.commands import parse_as
 from domain.errors import ConversationNotInitialized, InvalidRequest
 from domain.events import ConversationEvent
 from domain.identity import ConversationId
-from domain.mapper import ConversationMapper
-from infra.jetstream.envelope import GENESIS, Recorded, verify_chain
-from infra.jetstream.errors import LedgerDamaged
+from infra.jetstream.envelope import GENESIS, Recorded
 from infra.jetstream.scan import as_stored, scan
-from infra.jetstream.store import Store, check_contiguous
+from infra.jetstream.store import Store
 from projections.audit.diff import changes
 from projections.audit.entries import Replay
 from projections.state import ConversationView
 from services.endpoint import Answering, Outbox, conversation_of, start_service
 from services.paging import oldest_that_fit
 from services.queries import PAGE_MAX, Query
+from services.record import events_of
 from services.verification import ConversationCheck
 
 PREFIX = "convo.audit."
@@ -104,7 +102,6 @@ class AuditService(Answering):
         self._nc = nc
         super().__init__(outbox, self._answer)
         self._window_size = window_size
-        self._mapper = ConversationMapper()
         self._cursors: OrderedDict[tuple[str, int], Cursor] = OrderedDict()
         self._answers: dict[
             str,
@@ -264,32 +261,14 @@ class AuditService(Answering):
             raise ConversationNotInitialized.named(id.tenant_id, id.conversation_id)
         return last
 
-    async def _events(
+    def _events(
         self, id: ConversationId, cursor: Cursor
     ) -> AsyncGenerator[tuple[Recorded, ConversationEvent], None]:
         """The conversation's events behind the cursor, checked, oldest first."""
-        digest = cursor.digest
-        version = cursor.replay.view.version
-        async for page in self._store.reader.pages(
-            self._store.stream_of(id.key),
-            self._store.topology.subject(id.key),
-            cursor.replay.view.seq + 1,
-        ):
-            check_contiguous(page)
-            if page[0].version != version + 1:
-                raise LedgerDamaged(
-                    f"{page[0].subject}: version {page[0].version} at stream sequence "
-                    f"{page[0].seq} where version {version + 1} was due"
-                )
-            digest = verify_chain(digest, page)
-            version = page[-1].version
-            for recorded in page:
-                yield (
-                    recorded,
-                    self._mapper.to_domain_event(
-                        StoredEvent(id.key, recorded.version, recorded.topic, recorded.body)
-                    ),
-                )
+        view = cursor.replay.view
+        return events_of(
+            self._store, id.key, seq=view.seq, version=view.version, digest=cursor.digest
+        )
 
     async def _view_at(
         self, id: ConversationId, version: int | None, at: datetime | None

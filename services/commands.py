@@ -24,7 +24,7 @@ from infra.jetstream.errors import LedgerDamaged, StoreReadOnly
 from projections.messages import Beginning
 from projections.state import ConversationView
 from projections.totals import Totals
-from services.conversations import Answer, Conversations
+from services.conversations import Conversations
 from services.endpoint import (
     ACTOR,
     COMMAND_ID,
@@ -38,7 +38,9 @@ from services.endpoint import (
     start_service,
 )
 from services.health import Health
+from services.in_use.attempt import Answer
 from services.paging import cut_state
+from services.record import event_of
 from services.tasks import Tasks
 
 PREFIX = "convo.cmd."
@@ -163,7 +165,7 @@ class CommandService:
                 f"versions {receipt.first_version} to {receipt.last_version} of {id.key} are not "
                 "on the stream any more"
             )
-        events = [self._conversations.event(id.key, each) for each in recorded]
+        events = [event_of(id.key, each) for each in recorded]
         return events, [each.seq for each in recorded]
 
     def _body(self, id: ConversationId, version: int, seq: int) -> dict[str, Any]:

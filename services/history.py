@@ -13,11 +13,12 @@ from typing import NamedTuple
 from domain.events import ConversationEvent
 from domain.identity import ConversationId
 from infra.jetstream.envelope import Recorded
+from infra.jetstream.store import Store
 from projections.history import History
 from projections.messages import Beginning, Message
 from projections.state import ConversationView
-from services.conversations import Conversations
 from services.paging import newest_that_fit, oldest_that_fit
+from services.record import event_of
 
 _SCAN_EVENTS = 500
 _FIRST_SCAN_EVENTS = 64
@@ -35,14 +36,13 @@ class HistoryReader:
 
     def __init__(
         self,
-        conversations: Conversations,
+        store: Store,
         id: ConversationId,
         now: ConversationView,
         *,
         bytes_max: int,
     ) -> None:
-        self._conversations = conversations
-        self._store = conversations.store
+        self._store = store
         self._id = id
         self._now = now
         self._bytes_max = bytes_max
@@ -110,7 +110,7 @@ class HistoryReader:
             if edited_at > seq and "redacted" not in message:
                 recorded_edit = await self._store.reader.first_from(stream, subject, edited_at)
                 if recorded_edit is not None:
-                    history.follow(self._conversations.event(self._id.key, recorded_edit))
+                    history.follow(event_of(self._id.key, recorded_edit))
         return history.messages
 
     async def _events(
@@ -127,7 +127,7 @@ class HistoryReader:
             limit = _SCAN_EVENTS if until is None else min(until - 1 - after, _SCAN_EVENTS)
             page, _ = await self._store.read_page(key, seq, limit, through=last.seq)
             for recorded in page:
-                yield recorded, self._conversations.event(key, recorded)
+                yield recorded, event_of(key, recorded)
             if not page or (until is not None and page[-1].version >= until - 1):
                 return
             after, seq = page[-1].version, page[-1].seq + 1

@@ -259,9 +259,7 @@ class QueryService(Answering):
         if not view.shows_messages:
             return body | {"messages": []}
         first_version = 1 if query.include_reset else view.reset_version + 1
-        reader = HistoryReader(
-            self._conversations, asked.id, view, bytes_max=self._outbox.reply_bytes_max
-        )
+        reader = HistoryReader(self._store, asked.id, view, bytes_max=self._outbox.reply_bytes_max)
         if query.before_version is not None:
             page = await reader.before(query.before_version, query.limit, first=first_version)
         else:

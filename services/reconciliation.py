@@ -16,7 +16,6 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from eventsourcing.persistence import StoredEvent
 from nats.aio.client import Client
 from pydantic_core import from_json, to_json
 
@@ -131,9 +130,7 @@ class Reconciliation:
         return found
 
     def _event(self, id: ConversationId, stored: Stored, version: int) -> Any:
-        return self._mapper.to_domain_event(
-            StoredEvent(id.key, version, stored.headers[EVENT_TYPE], stored.body)
-        )
+        return self._mapper.event_of(id.key, version, stored.headers[EVENT_TYPE], stored.body)
 
     async def _snapshot(self, id: ConversationId) -> list[Shown]:
         """The parts of the snapshot; a snapshot of another format is nobody's source."""

@@ -18,7 +18,6 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Final
 
-from eventsourcing.persistence import StoredEvent
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from pydantic_core import from_json, to_json
@@ -116,13 +115,11 @@ class Sweeper:
         if EVENT_TYPE not in stored.headers:
             return  # nothing of ours
         idleness.apply(
-            self._mapper.to_domain_event(
-                StoredEvent(
-                    self._topology.originator(stored.subject),
-                    int(stored.headers[EVENT_VERSION]),
-                    stored.headers[EVENT_TYPE],
-                    stored.body,
-                )
+            self._mapper.event_of(
+                self._topology.originator(stored.subject),
+                int(stored.headers[EVENT_VERSION]),
+                stored.headers[EVENT_TYPE],
+                stored.body,
             )
         )
 

@@ -32,7 +32,7 @@ from infra.jetstream.envelope import EVENT_HASH, EVENT_TYPE, EVENT_VERSION, GENE
 from infra.jetstream.errors import Conflict, OutcomeUnknown, StoreUnavailable, TooLarge
 from infra.jetstream.topology import Topology
 from projections.state import ConversationView
-from services.conversations import Answer
+from services.in_use.attempt import Answer
 
 from .server import Server
 from .stream import Kept

@@ -33,8 +33,9 @@ from projections.state import ConversationView
 from services import projector as projector_module
 from services import recall as recall_module
 from services import snapshots as snapshots_module
-from services.conversations import Answer, Conversations
+from services.conversations import Conversations
 from services.errors import NotYetThere
+from services.in_use.attempt import Answer
 from services.others import Others
 from services.projector import Following, Projector, State, Taken
 

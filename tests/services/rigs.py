@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from nats.micro.request import Request
 from nats.nuid import NUID
 from pydantic_core import to_json
@@ -19,7 +20,8 @@ from domain.conversation import CommandContext, Limits, Receipt
 from domain.identity import ConversationId
 from infra.jetstream.store import Store
 from infra.jetstream.topology import Topology
-from services.conversations import Answer, Conversations
+from services.conversations import Conversations
+from services.in_use.attempt import Answer
 from tests.infra.jetstream.rigs import opened
 
 ADAS = ConversationId.parse("acme", "ada's first chat")
@@ -47,15 +49,29 @@ async def conversations_on(
     limits: Limits | None = None,
     window_size: int = 50,
     cache_bytes: int = 100_000_000,
+    epoch: int | None = None,
 ) -> AsyncIterator[Conversations]:
-    """Conversations over a store; closed, and found at rest, at the end."""
+    """Conversations over a store; closed, and found at rest, at the end.
+
+    With an `epoch` everything that is stored is heard of.
+    """
     conversations = Conversations(
-        store, limits=limits or Limits(), window_size=window_size, cache_bytes=cache_bytes
+        store,
+        limits=limits or Limits(),
+        window_size=window_size,
+        cache_bytes=cache_bytes,
+        epoch=lambda: epoch,
     )
     yield conversations
     async with asyncio.timeout(20):
         await conversations.close()
-    assert conversations._open == 0
+    assert conversations.decider._open == 0
+
+
+def hears_everything(conversations: Conversations, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on, in one epoch, nothing is stored that is not heard of."""
+    for part in (conversations.loader, conversations.views):
+        monkeypatch.setattr(part, "_epoch", lambda: 1)
 
 
 @contextlib.asynccontextmanager

@@ -40,10 +40,15 @@ from infra.jetstream.errors import (
 from infra.jetstream.topology import call
 from infra.server import EmbeddedServer
 from projections.state import ConversationView
-from services import conversations as conversations_module
 from services import snapshots as snapshots_module
-from services.conversations import AHEAD_MAX, LOADS_MAX, MISSED_MAX, Conversations
+from services.conversations import Conversations
 from services.errors import NotYetThere, refusal
+from services.in_use import attempt as attempt_module
+from services.in_use import decider as decider_module
+from services.in_use import views as views_module
+from services.in_use.decider import AHEAD_MAX
+from services.in_use.loader import LOADS_MAX
+from services.in_use.views import MISSED_MAX
 from services.snapshots import Sleeping, Snapshot
 
 from .fake_store import FakeStore
@@ -52,6 +57,7 @@ from .rigs import (
     append,
     contents,
     conversations_on,
+    hears_everything,
     init,
     ledger,
     process_on,
@@ -366,8 +372,8 @@ async def test_a_store_that_cannot_be_reached_is_said_to_all_who_wait(
         waiting = [init(conversations), append(conversations), conversations.view(ADAS)]
         told = await asyncio.gather(*waiting, return_exceptions=True)
         assert [type(each) for each in told] == [StoreUnavailable] * 3
-        assert conversations._weight == 0
-        assert not conversations._in_use
+        assert conversations.cache.weight == 0
+        assert not conversations.cache.entries
 
 
 async def test_an_event_that_is_too_large_is_refused_alone(real: Conversations) -> None:
@@ -493,7 +499,7 @@ async def test_what_is_stored_for_a_conversation_that_was_dropped_is_not_missing
     settle_all(store)
     await begun
     written = append(conversations)
-    conversations._drop(conversations._in_use[ADAS.key])
+    conversations.cache.drop(conversations.cache.entries[ADAS.key])
     assert (await conversations.view(ADAS)).version == 1
     # when it is stored and answered
     await turns()
@@ -516,7 +522,7 @@ async def test_a_refusal_is_answered_although_a_replica_never_catches_up(
     faked: Conversations, store: FakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a replica that stands still while its leader goes on
-    monkeypatch.setattr(conversations_module, "DECIDE_AGAIN_S", 0.1)
+    monkeypatch.setattr(attempt_module, "DECIDE_AGAIN_S", 0.1)
     by_rival(store)
     everything = store._seen
 
@@ -565,7 +571,7 @@ async def test_after_conflicts_for_long_enough_the_caller_is_told(
     faked: Conversations, store: FakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a rival who always gets in first
-    monkeypatch.setattr(conversations_module, "DECIDE_AGAIN_S", 0.05)
+    monkeypatch.setattr(attempt_module, "DECIDE_AGAIN_S", 0.05)
     losing = append(faked)
     async with asyncio.timeout(5):
         while not losing.done():
@@ -586,7 +592,7 @@ OTHER = ConversationId.parse("acme", "a neighbour")
 
 def in_company(conversations: Conversations) -> None:
     """Somebody else has sent something a moment ago."""
-    conversations._last_key = OTHER.key
+    conversations.decider._last_key = OTHER.key
 
 
 async def test_a_flood_on_one_conversation_leaves_its_neighbours_their_place(
@@ -635,7 +641,7 @@ async def test_what_was_held_behind_a_failed_append_is_decided_again_in_its_orde
 async def test_a_command_that_is_held_for_too_long_is_refused(
     faked: Conversations, store: FakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversations_module, "DECIDE_AGAIN_S", -1.0)
+    monkeypatch.setattr(attempt_module, "DECIDE_AGAIN_S", -1.0)
     in_company(faked)
     flood = [append(faked, f"message {n}") for n in range(AHEAD_MAX + 5)]
     await turns()
@@ -649,7 +655,7 @@ async def test_a_command_that_is_held_for_too_long_is_refused(
 async def test_more_commands_than_may_wait_are_refused_at_once(
     faked: Conversations, store: FakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversations_module, "HELD_MAX", 3)
+    monkeypatch.setattr(decider_module, "HELD_MAX", 3)
     in_company(faked)
     flood = [append(faked, f"message {n}") for n in range(AHEAD_MAX + 4)]
     await turns()
@@ -690,9 +696,9 @@ async def test_a_fault_in_deciding_is_answered_and_the_conversation_loaded_again
     before = append(faked, "before")
     with monkeypatch.context() as patch:
         if where == "decide":
-            patch.setattr(conversations_module, "decide", broken)
+            patch.setattr(decider_module, "decide", broken)
         else:
-            patch.setattr(faked._mapper, "to_stored_event", broken)
+            patch.setattr(faked.decider._mapper, "to_stored_event", broken)
         failed = append(faked, "failed")
         with pytest.raises(RuntimeError):
             await failed
@@ -777,7 +783,7 @@ async def test_a_view_is_shown_although_somebody_writes_all_the_time(
         return await last(key, leader=leader)
 
     monkeypatch.setattr(store, "last", busy)
-    monkeypatch.setattr(conversations_module, "MIN_SEQ_WAIT_S", 0.2)
+    monkeypatch.setattr(views_module, "MIN_SEQ_WAIT_S", 0.2)
     # when it is shown, then with all that was there when it was asked for
     for _ in range(5):
         stored = len(store.log[ADAS.key])
@@ -804,7 +810,7 @@ async def test_one_event_of_another_process_is_taken_in_without_loading(
 async def test_an_event_that_was_seen_is_included_or_it_is_an_error(
     faked: Conversations, store: FakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversations_module, "MIN_SEQ_WAIT_S", 0.05)
+    monkeypatch.setattr(views_module, "MIN_SEQ_WAIT_S", 0.05)
     by_rival(store)
     seq = store.log[ADAS.key][-1].seq
     assert (await faked.view(ADAS, min_seq=seq)).seq == seq
@@ -850,7 +856,7 @@ async def test_a_failed_load_is_told_to_all_and_forgotten(
             waiting = [init(conversations), append(conversations), conversations.view(ADAS)]
             told = await asyncio.gather(*waiting, return_exceptions=True)
         assert [type(each) for each in told] == [StoreUnavailable] * 3
-        assert conversations._weight == 0
+        assert conversations.cache.weight == 0
         begun = init(conversations)
         await turns()
         settle_all(store)
@@ -862,7 +868,7 @@ async def test_a_strangers_event_in_the_place_of_ours_is_shown_at_once(
     faked: Conversations, store: FakeStore, monkeypatch: pytest.MonkeyPatch, events: int
 ) -> None:
     # given a conversation that is up to date as long as everything is heard of
-    monkeypatch.setattr(faked, "_epoch", lambda: 1)
+    hears_everything(faked, monkeypatch)
     assert (await faked.view(ADAS)).version == 1
     ours = [append(faked, f"ours {n}") for n in range(events)]
     await turns()
@@ -884,7 +890,7 @@ async def test_a_strangers_event_in_the_place_of_ours_is_shown_at_once(
 def weight_of(conversations: Conversations) -> int:
     return sum(
         entry.view.size_bytes + (entry.conversation.size_bytes if entry.conversation else 0)
-        for entry in conversations._in_use.values()
+        for entry in conversations.cache.entries.values()
     )
 
 
@@ -899,12 +905,12 @@ async def test_the_cache_stays_within_its_bytes_and_forgets_the_least_recently_u
             settle_all(store)
             await begun
             await conversations.view(ids[0])
-            assert conversations._weight <= 200_000
-            assert weight_of(conversations) <= conversations._weight
-        assert 10 < len(conversations._in_use) < 100
-        assert ids[0].key in conversations._in_use, "used all the time"
-        assert ids[-1].key in conversations._in_use
-        assert ids[1].key not in conversations._in_use
+            assert conversations.cache.weight <= 200_000
+            assert weight_of(conversations) <= conversations.cache.weight
+        assert 10 < len(conversations.cache.entries) < 100
+        assert ids[0].key in conversations.cache.entries, "used all the time"
+        assert ids[-1].key in conversations.cache.entries
+        assert ids[1].key not in conversations.cache.entries
 
 
 async def test_what_other_processes_write_counts_too(store: FakeStore) -> None:
@@ -917,19 +923,19 @@ async def test_what_other_processes_write_counts_too(store: FakeStore) -> None:
         for _ in range(45):
             by_rival(store, "x" * 100_000)
             await conversations.view(ADAS)
-            assert weight_of(conversations) <= conversations._weight <= 1_200_000
+            assert weight_of(conversations) <= conversations.cache.weight <= 1_200_000
 
 
 async def test_a_conversation_that_is_waited_for_is_not_forgotten(store: FakeStore) -> None:
     async with conversations_on(store.as_store, cache_bytes=1) as conversations:
         sent = [init(conversations)] + [append(conversations) for _ in range(5)]
         await turns()
-        assert len(conversations._in_use) == 1
+        assert len(conversations.cache.entries) == 1
         settle_all(store)
         assert [(await each).version for each in sent] == [1, 2, 3, 4, 5, 6]
         await turns()
-        assert not conversations._in_use
-        assert conversations._weight == 0
+        assert not conversations.cache.entries
+        assert conversations.cache.weight == 0
 
 
 async def test_only_so_many_conversations_are_read_from_the_ledger_at_once() -> None:
@@ -951,7 +957,7 @@ async def test_conversations_that_do_not_exist_are_forgotten_like_others(store: 
         for n in range(200):
             view = await conversations.view(ConversationId.parse("acme", f"nobody-{n}"))
             assert not view.exists
-        assert conversations._weight <= 50_000
+        assert conversations.cache.weight <= 50_000
 
 
 # -- snapshots -----------------------------------------------------------------------------------
@@ -985,7 +991,7 @@ async def loaded(store: FakeStore, window_size: int = 5) -> ConversationView:
         await told
         view = await conversations.view(ADAS)
         assert view.state() == store.view(ADAS.key, window_size).state()
-        entry = conversations._in_use[ADAS.key]
+        entry = conversations.cache.entries[ADAS.key]
         assert isinstance(entry.conversation, Conversation)
         expected = store.conversation(ADAS.key)
         assert expected is not None
@@ -1099,7 +1105,7 @@ async def test_a_conversation_that_is_only_read_sleeps_for_so_many_events_of_oth
     store.saved[ADAS.key] = in_parts(snapshot_at(store, 20))
     async with conversations_on(store.as_store, window_size=5) as conversations:
         await conversations.view(ADAS)
-        entry = conversations._in_use[ADAS.key]
+        entry = conversations.cache.entries[ADAS.key]
         for n in range(MISSED_MAX + 1):
             assert isinstance(entry.conversation, Sleeping)
             by_rival(store, f"of another worker {n}")
@@ -1108,7 +1114,7 @@ async def test_a_conversation_that_is_only_read_sleeps_for_so_many_events_of_oth
         expected = store.conversation(ADAS.key)
         assert expected is not None
         assert entry.conversation.to_state() == expected.to_state()
-        assert conversations._weight == entry.weight
+        assert conversations.cache.weight == entry.weight
 
 
 @pytest.mark.parametrize("body", [b"", b"no json", b"\xff\xfe", b"{", b"{}", b"[" * 1_000])

@@ -31,11 +31,14 @@ from domain.errors import ConversationError
 from domain.events import ConversationEvent, MessageAppended, MessageRedacted, ReplyStarted
 from domain.identity import ConversationId
 from infra.jetstream.errors import Conflict, OutcomeUnknown, StoreUnavailable, TooLarge
-from services import conversations as conversations_module
 from services import recall as recall_module
 from services import snapshots as snapshots_module
-from services.conversations import Answer, Conversations
+from services.conversations import Conversations
 from services.errors import NotYetThere
+from services.in_use import decider as decider_module
+from services.in_use import loader as loader_module
+from services.in_use import views as views_module
+from services.in_use.attempt import Answer
 from tests.fake.commands import some_command
 
 from .fake_store import FakeStore, Fate
@@ -108,7 +111,7 @@ class World:
             self.store.let_go()
         async with asyncio.timeout(5):
             await self.conversations.close()
-        assert self.conversations._open == 0
+        assert self.conversations.decider._open == 0
         assert not self.store.handed
 
     @property
@@ -186,8 +189,8 @@ class World:
     # -- what has to hold ------------------------------------------------------------------------
 
     def check_weight(self) -> None:
-        entries = self.conversations._in_use.values()
-        assert self.conversations._weight == sum(entry.weight for entry in entries) >= 0
+        entries = self.conversations.cache.entries.values()
+        assert self.conversations.cache.weight == sum(entry.weight for entry in entries) >= 0
         assert not any(entry.dropped for entry in entries)
 
     def check(self) -> Counter[str]:
@@ -277,8 +280,8 @@ def a_short_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def a_small_share(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands wait for those before them on their conversation."""
-    monkeypatch.setattr(conversations_module, "AHEAD_MAX", 3)
-    monkeypatch.setattr(conversations_module, "AHEAD_ALONE_MAX", 3)
+    monkeypatch.setattr(decider_module, "AHEAD_MAX", 3)
+    monkeypatch.setattr(decider_module, "AHEAD_ALONE_MAX", 3)
 
 
 @pytest.fixture(autouse=True)
@@ -286,8 +289,8 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Snapshots at every turn, and nothing that the clock decides: a seed is a schedule."""
     monkeypatch.setattr(snapshots_module, "EVERY_EVENTS", 3)
     monkeypatch.setattr(snapshots_module, "DUTY", float("inf"))
-    monkeypatch.setattr(conversations_module, "WAIT_PAUSE_S", 0)
-    monkeypatch.setattr(conversations_module, "_pause_s", lambda conflicts: 0)
+    monkeypatch.setattr(views_module, "WAIT_PAUSE_S", 0)
+    monkeypatch.setattr(loader_module, "_pause_s", lambda conflicts: 0)
 
 
 FATES: list[Fate] = ["stored"] * 20
@@ -323,9 +326,9 @@ async def test_it_holds_when_nothing_stays_in_memory(seed: int) -> None:
     await world.live(400)
     await world.end()
     assert world.check()["written"] > 10
-    world.conversations._shrink()
-    assert world.conversations._weight == 0
-    assert not world.conversations._in_use
+    world.conversations.cache.shrink()
+    assert world.conversations.cache.weight == 0
+    assert not world.conversations.cache.entries
 
 
 @pytest.mark.parametrize("seed", range(5))

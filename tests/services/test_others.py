@@ -21,8 +21,8 @@ from infra.settings import Settings
 from infra.sturdy import SturdyClient
 from services import others
 from services.bootstrap import Process, running
-from services.conversations import Answer
 from services.endpoint import Outbox
+from services.in_use.attempt import Answer
 from services.others import WORKERS, Others
 from services.queries import PREFIX
 from tests.infra.jetstream.rigs import connected
@@ -48,7 +48,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 def sure(process: Process) -> bool:
-    return process.conversations._epoch() is not None
+    return process.conversations.views._epoch() is not None
 
 
 def counted(process: Process, monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -22,7 +22,7 @@ from services.endpoint import Outbox
 from services.paging import cut_state, newest_that_fit, oldest_that_fit
 from services.queries import Asked, EventsQuery, HistoryQuery, MessagesQuery, QueryService
 
-from .rigs import ADAS, append, init, ledger, process_on, sending
+from .rigs import ADAS, append, hears_everything, init, ledger, process_on, sending
 
 ROOM = 4_096
 items = st.lists(
@@ -231,7 +231,7 @@ async def test_a_window_that_is_known_here_is_answered_before_the_next_request_i
     talk: Conversations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a process that hears of everything, and one reading that asked the ledger
-    monkeypatch.setattr(talk, "_epoch", lambda: 1)
+    hears_everything(talk, monkeypatch)
     queries, outbox = service(talk, 8_000_000)
     sent: list[bytes] = []
     monkeypatch.setattr(outbox, "send", lambda _request, body, _headers=None: sent.append(body))

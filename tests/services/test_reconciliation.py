@@ -102,7 +102,7 @@ async def test_a_live_view_that_differs_is_named_by_its_field(
     """As a worker whose memory has gone wrong would show it."""
     await ledger.talk("wrong")
     await ledger.ask("convo.get.acme.wrong.messages")
-    view = ledger.process.conversations._in_use["acme.wrong"].view
+    view = ledger.process.conversations.cache.entries["acme.wrong"].view
     monkeypatch.setattr(view, "title", "never given")
     view.window.messages()[-1]["content"] = "never said"
     view.window._json = None  # which is made once for all readers
