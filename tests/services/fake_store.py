@@ -178,6 +178,11 @@ class FakeStore:
                 tail.stored = write.messages[-1].digest
                 write.on_done(write)
 
+    def settle_all(self) -> None:
+        """Lets everything be stored, and what is handed over as that is told."""
+        while ready := self.may_settle():
+            self.settle(ready[0])
+
     def store_untold(self, write: Write) -> None:
         """Stores a write of which nobody hears before `tell`."""
         self.handed.remove(write)

@@ -49,18 +49,10 @@ async def conversations_on(
     limits: Limits | None = None,
     window_size: int = 50,
     cache_bytes: int = 100_000_000,
-    epoch: int | None = None,
 ) -> AsyncIterator[Conversations]:
-    """Conversations over a store; closed, and found at rest, at the end.
-
-    With an `epoch` everything that is stored is heard of.
-    """
+    """Conversations over a store; closed, and found at rest, at the end."""
     conversations = Conversations(
-        store,
-        limits=limits or Limits(),
-        window_size=window_size,
-        cache_bytes=cache_bytes,
-        epoch=lambda: epoch,
+        store, limits=limits or Limits(), window_size=window_size, cache_bytes=cache_bytes
     )
     yield conversations
     async with asyncio.timeout(20):
