@@ -101,9 +101,6 @@ class FakeStore:
         behind = [event for event in events if event.seq >= from_seq]
         return behind[:limit], len(behind[limit:])
 
-    def tail(self, key: str, last: Recorded | None) -> Tail:
-        return Store.tail(self.as_store, key, last)
-
     def stream_of(self, key: str) -> str:
         return self.topology.stream_name(0)
 
