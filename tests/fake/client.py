@@ -23,8 +23,9 @@ from nats.errors import TimeoutError as NoAnswer
 
 from services.others import WORKERS
 
-from .server import MAX_PAYLOAD, PING, Server
-from .stream import Headers, Wire, matches
+from .server import Server
+from .stream import matches
+from .wire import MAX_PAYLOAD, PING, Headers, Wire
 
 NEXT_S = 1e-7
 """What is due at the same time comes in any order; one connection's messages come in theirs."""

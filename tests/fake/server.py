@@ -20,76 +20,25 @@ import json
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 from infra.jetstream.envelope import BATCH_COMMIT, BATCH_ID, BATCH_SEQUENCE
 
 from .clock import Clock
-from .stream import Batch, Headers, Kept, Refusal, Sent, Stream, Wire, commits, refusal
+from .consumers import Consumers, Pull
+from .copies import Copies
+from .stream import Batch, Kept, Refusal, Sent, Stream, commits, refusal
 from .weather import Weather
+from .wire import MAX_PAYLOAD, PING, Connection, Headers, Wire
 
-MAX_PAYLOAD = 8_000_000
 BATCHES_MAX = 50
 BATCH_MESSAGES_MAX = 1_000
 BATCH_ABANDONED_S = 10.0
 NO_RESPONDERS: Headers = {"Status": "503"}
 NOT_FOUND: Headers = {"Status": "404", "Description": "Message Not Found"}
 
-PING = "PING"
-"""Stands for the protocol's own: what was sent before is dealt with when it is answered."""
-
 Answer = Callable[[Headers | None, bytes], None]
-
-
-class Connection(Protocol):
-    """Where answers go; `epoch` changes with each reconnection."""
-
-    name: str
-    epoch: int
-
-    def hears(self, subject: str) -> bool:
-        """Whether somebody there has subscribed to a subject."""
-
-    def deliver(self, epoch: int, wire: Wire) -> None:
-        """Sends a message to whoever listens on its `to`."""
-
-    def lose(self, back_in_s: float) -> None:
-        """The connection breaks."""
-
-
-@dataclass
-class Consumer:
-    """An ephemeral pull consumer without acknowledgements; `replica` is where it lives."""
-
-    name: str
-    stream: Stream
-    pattern: str
-    next_seq: int
-    replica: int
-    delivered: int = 0
-    last_seq: int = 0
-    requests: list[Pull] = field(default_factory=list)
-
-
-@dataclass
-class Pull:
-    """One request to a consumer."""
-
-    connection: Connection
-    epoch: int
-    inbox: str
-    left: int
-    expires_s: float
-    heartbeat_s: float
-
-    @classmethod
-    def of(cls, asked: dict[str, Any], connection: Connection, epoch: int, inbox: str) -> Pull:
-        """Reads the body of a request."""
-        expires_s = asked.get("expires", 0) / 1e9
-        heartbeat_s = asked.get("idle_heartbeat", 0) / 1e9
-        return cls(connection, epoch, inbox, asked["batch"], expires_s, heartbeat_s)
 
 
 class Server:
@@ -99,6 +48,8 @@ class Server:
         self.clock = clock
         self.weather = weather
         self.replicas = replicas
+        self.copies = Copies(replicas)
+        self.consumers = Consumers(self.copies, lambda: self._paused is not None)
         self.streams: dict[str, Stream] = {}
         self.connections: list[Connection] = []
         self.trace: list[str] = []
@@ -106,20 +57,15 @@ class Server:
         self.down = False
         self.wedged = False
         self._wedging = False
-        self.holes: set[tuple[int, int]] = set()  # (replica, sequence): its copy has lost that one
-        self.unreadable: dict[int, int] = {}  # by replica: where its copy cannot be read any more
         self._loop = asyncio.get_running_loop()
         self._paused: list[Callable[[], None]] | None = None
         self._busy: dict[str, list[Callable[[], None]]] = {}
         self._half_done: dict[str, list[Sent]] = {}  # what is still to be written of a batch
         self._batches: dict[tuple[str, str], Batch] = {}
-        self._applied: dict[tuple[str, int], int] = {}
         self._proposed: list[tuple[Stream, list[Sent], Answer]] = []
         self._leaderless = False
         self._term = 0
         self._committed_at = 0.0
-        self._consumers: dict[str, Consumer] = {}
-        self._consumer_number = 0
         self._by_subject: dict[str, Stream | None] = {}
 
     # -- the network's side ------------------------------------------------------------------------
@@ -139,11 +85,9 @@ class Server:
 
         self.log(f"{connection.name} {_shown(subject)} {len(body)}")
         if subject.startswith("$JS.API.CONSUMER.MSG.NEXT."):
-            consumer = self._consumers.get(subject.rpartition(".")[2])
-            if consumer is None:
+            pull = Pull.of(json.loads(body), connection, epoch, reply)
+            if not self.consumers.pull(subject.rpartition(".")[2], pull):
                 answer(NO_RESPONDERS, b"")
-            else:
-                self._pull(consumer, Pull.of(json.loads(body), connection, epoch, reply))
             return
         if subject.startswith("$JS.API."):
             self._api(subject[8:], json.loads(body) if body else {}, answer)
@@ -289,7 +233,7 @@ class Server:
         if BATCH_ID in messages[0].headers:
             told |= {"batch": messages[0].headers[BATCH_ID], "count": len(messages)}
         _tell(answer, told)
-        self._feed(stream)
+        self.consumers.feed(stream)
 
     def _refused(self, stream: Stream, messages: list[Sent], answer: Answer) -> bool:
         in_flight = {
@@ -321,7 +265,7 @@ class Server:
         first = self.weather.random.randint(0, len(messages) - 1)
         self._lay(stream, messages[:first])
         self._half_done[stream.name] = messages[first:]
-        self._feed(stream)
+        self.consumers.feed(stream)
         if self._wedging:
             self.wedged = True
             self.log(f"  {stream.name} is wedged with {first} of {len(messages)}")
@@ -350,7 +294,7 @@ class Server:
         self.wedged = self._wedging = False
         self._busy.clear()
         self._batches.clear()
-        self._consumers.clear()
+        self.consumers.clear()
         for stream in self.streams.values():
             rest = self._half_done.pop(stream.name, None)
             if rest is not None and self.weather.random.random() < 0.5:
@@ -406,10 +350,8 @@ class Server:
         self._stored(stream, messages, seq, answer)
 
     def _catch_up(self, stream: Stream, replica: int, seq: int) -> None:
-        key = (stream.name, replica)
-        if seq > self._applied.get(key, 0):
-            self._applied[key] = seq
-            self._feed(stream)
+        if self.copies.catch_up(stream, replica, seq):
+            self.consumers.feed(stream)
 
     def change_leader(self, seconds: float) -> None:
         """The leader is gone; `seconds` later another one has its place."""
@@ -423,8 +365,7 @@ class Server:
         for stream, messages, _ in proposed[:kept]:
             self._commit(stream, messages, _nobody)
         self._batches.clear()
-        for consumer in [c for c in self._consumers.values() if c.replica == 0]:
-            del self._consumers[consumer.name]
+        self.consumers.lose(0)
         self._loop.call_later(seconds, self._led)
 
     def _led(self) -> None:
@@ -432,24 +373,18 @@ class Server:
 
     # -- reading -----------------------------------------------------------------------------------
 
-    def _upto(self, stream: Stream, replica: int) -> int:
-        """How many messages a replica shows."""
-        if self.replicas == 1:
-            return len(stream.log)
-        return stream.committed if replica == 0 else self._applied.get((stream.name, replica), 0)
-
     def _some_replica(self) -> int:
         first = 1 if self._leaderless else 0
         return self.weather.random.randrange(first, self.replicas) if self.replicas > 1 else 0
 
     def _direct(self, stream: Stream, asked: dict[str, Any], answer: Answer) -> None:
         replica = self._some_replica()
-        upto = self._upto(stream, replica)
+        upto = self.copies.upto(stream, replica)
         if "batch" in asked or "multi_last" in asked:
             self._direct_page(stream, asked, upto, answer, replica)
             return
         found = self._chosen(stream, asked, upto)
-        if found is None or (replica, found.seq) in self.holes:
+        if found is None or not self.copies.has(replica, found):
             answer(dict(NOT_FOUND), b"")
         else:
             answer(_direct_headers(stream, found), found.body)
@@ -471,7 +406,7 @@ class Server:
                 size += message.size
                 if size >= (asked.get("max_bytes") or MAX_PAYLOAD):
                     break
-        chosen = [each for each in chosen if (replica, each.seq) not in self.holes]
+        chosen = [each for each in chosen if self.copies.has(replica, each)]
         if not chosen:
             answer(dict(NOT_FOUND), b"")
             return
@@ -523,7 +458,7 @@ class Server:
         stream = self.streams.get(name)
         if stream is None:
             return {"error": refusal(10059, "stream not found", 404)}
-        upto = self._upto(stream, 0)
+        upto = self.copies.upto(stream, 0)
         match operation:
             case "STREAM.INFO":
                 return self._info(stream)
@@ -533,98 +468,23 @@ class Server:
                 return {"error": refusal(10057, "message delete not permitted", 500)}
             case "STREAM.MSG.GET":
                 found = self._chosen(stream, asked, upto)
-                if found is None or (0, found.seq) in self.holes:
+                if found is None or not self.copies.has(0, found):
                     return {"error": refusal(10037, "no message found", 404)}
                 return {"message": _got(found)}
             case "CONSUMER.CREATE":
-                return self._create_consumer(stream, asked["config"])
+                replica = self.weather.random.randrange(self.replicas)
+                return self.consumers.create(stream, asked["config"], replica)
             case "CONSUMER.DELETE":
-                return {"success": self._consumers.pop(api.rpartition(".")[2], None) is not None}
+                return {"success": self.consumers.delete(api.rpartition(".")[2])}
         raise AssertionError(f"the fake does not know {api}")
 
     def _info(self, stream: Stream) -> dict[str, Any]:
-        upto = self._upto(stream, 0)
+        upto = self.copies.upto(stream, 0)
         return {
             "config": stream.config,
             "created": _rfc3339(stream.created_ns),
             "state": {"messages": upto, "first_seq": min(1, upto), "last_seq": upto},
         }
-
-    # -- consumers ---------------------------------------------------------------------------------
-
-    def _create_consumer(self, stream: Stream, config: dict[str, Any]) -> dict[str, Any]:
-        self._consumer_number += 1
-        name = config.get("name") or f"consumer{self._consumer_number}"
-        pattern = config.get("filter_subject") or ">"
-        replica = self.weather.random.randrange(self.replicas)
-        consumer = Consumer(name, stream, pattern, config["opt_start_seq"], replica)
-        self._consumers[name] = consumer
-        pending = len(stream.from_seq(consumer.next_seq, pattern, self._upto(stream, replica)))
-        return {"name": name, "stream_name": stream.name, "num_pending": pending}
-
-    def _pull(self, consumer: Consumer, pull: Pull) -> None:
-        consumer.requests.append(pull)
-        self._loop.call_later(pull.expires_s, self._expire, consumer, pull)
-        if pull.heartbeat_s:
-            self._loop.call_later(pull.heartbeat_s, self._beat, consumer, pull)
-        self._serve(consumer)
-
-    def _feed(self, stream: Stream) -> None:
-        for consumer in self._consumers.values():
-            if consumer.stream is stream:
-                self._serve(consumer)
-
-    def _serve(self, consumer: Consumer) -> None:
-        if not consumer.requests or self._paused is not None:
-            return
-        stream = consumer.stream
-        upto = self._upto(stream, consumer.replica)
-        upto = min(upto, self.unreadable.get(consumer.replica, upto + 1) - 1)
-        if consumer.next_seq > upto:
-            return
-        found = stream.from_seq(consumer.next_seq, consumer.pattern, upto)
-        found = [each for each in found if (consumer.replica, each.seq) not in self.holes]
-        for place, message in enumerate(found):
-            if not consumer.requests:
-                return
-            pull = consumer.requests[0]
-            pull.left -= 1
-            if pull.left == 0:
-                consumer.requests.pop(0)
-            consumer.delivered += 1
-            consumer.next_seq = message.seq + 1
-            consumer.last_seq = message.seq
-            ack = (
-                f"$JS.ACK.{stream.name}.{consumer.name}.1.{message.seq}.{consumer.delivered}."
-                f"{message.time_ns}.{len(found) - place - 1}"
-            )
-            headers, body = dict(message.headers), message.body
-            pull.connection.deliver(
-                pull.epoch, Wire(pull.inbox, message.subject, ack, headers, body)
-            )
-        consumer.next_seq = max(consumer.next_seq, upto + 1)
-
-    def _expire(self, consumer: Consumer, pull: Pull) -> None:
-        if pull in consumer.requests and self._lives(consumer):
-            consumer.requests.remove(pull)
-            left = {"Nats-Pending-Messages": str(pull.left), "Nats-Pending-Bytes": "0"}
-            self._status(pull, {"Status": "408", "Description": "Request Timeout", **left})
-
-    def _beat(self, consumer: Consumer, pull: Pull) -> None:
-        if pull in consumer.requests and self._lives(consumer):
-            if pull is consumer.requests[0] and self._paused is None:
-                at = {
-                    "Nats-Last-Consumer": str(consumer.delivered),
-                    "Nats-Last-Stream": str(consumer.last_seq),
-                }
-                self._status(pull, {"Status": "100", "Description": "Idle Heartbeat", **at})
-            self._loop.call_later(pull.heartbeat_s, self._beat, consumer, pull)
-
-    def _lives(self, consumer: Consumer) -> bool:
-        return self._consumers.get(consumer.name) is consumer
-
-    def _status(self, pull: Pull, headers: Headers) -> None:
-        pull.connection.deliver(pull.epoch, Wire(pull.inbox, pull.inbox, "", headers, b""))
 
 
 def _nobody(headers: Headers | None, body: bytes) -> None:

@@ -18,22 +18,11 @@ from infra.jetstream.envelope import (
     EXPECTED_LAST_SUBJECT_SEQUENCE,
 )
 
+from .wire import Headers
+
 MSG_ID = "Nats-Msg-Id"
 
-Headers = dict[str, str]
 Refusal = dict[str, Any]
-
-
-class Wire(NamedTuple):
-    """A message on a connection; `to` is the subject that it goes to."""
-
-    to: str
-    subject: str
-    reply: str
-    headers: Headers | None
-    body: bytes
-    again: bool = False
-    """Whether it has come before: nothing is made up about it then."""
 
 
 class Sent(NamedTuple):
@@ -77,7 +66,7 @@ def matches(pattern: str, subject: str) -> bool:
 
 class Stream:
     """Messages 1, 2, 3 …; `committed` of them are the stream's, what is behind is a batch that is
-    being stored. `replicas` have applied so many each; the first is the leader."""
+    being stored."""
 
     def __init__(self, config: dict[str, Any], created_ns: int) -> None:
         self.config = config

@@ -193,7 +193,7 @@ def test_an_event_that_the_leading_copy_has_lost_is_had_from_another() -> None:
     async def play(ground: Ground) -> None:
         await ground.append("a", 6)
         await asyncio.sleep(1)  # every copy has them
-        ground.server.holes.add((0, 3))
+        ground.server.copies.holes.add((0, 3))
         for _ in range(FOLLOWERS):
             taker = Taker()
             await followed(ground, taker, 20.0)
@@ -207,7 +207,7 @@ def test_an_event_that_no_copy_has_stops_the_feed() -> None:
         await ground.append("a", 2)
         await ground.append("a", 4)
         await asyncio.sleep(1)
-        ground.server.holes |= {(replica, 3) for replica in range(3)}
+        ground.server.copies.holes |= {(replica, 3) for replica in range(3)}
         taker = Taker()
         with pytest.raises(LedgerDamaged, match="none with sequence 3"):
             await followed(ground, taker, 60.0)
@@ -221,7 +221,7 @@ def test_what_one_copy_has_lost_is_read_from_another(replica: int) -> None:
     async def play(ground: Ground) -> None:
         await ground.append("a", 6)
         await asyncio.sleep(1)
-        ground.server.holes.add((replica, 3))
+        ground.server.copies.holes.add((replica, 3))
         store = ground.store
         for _ in range(FOLLOWERS):
             page, left = await store.read_page("a", 1, 10)
@@ -236,7 +236,7 @@ def test_what_no_copy_has_is_told_as_damage() -> None:
     async def play(ground: Ground) -> None:
         await ground.append("a", 6)
         await asyncio.sleep(1)
-        ground.server.holes |= {(replica, 3) for replica in range(3)}
+        ground.server.copies.holes |= {(replica, 3) for replica in range(3)}
         store = ground.store
         with pytest.raises(LedgerDamaged, match="an event is missing"):
             await store.read_page("a", 1, 10)
@@ -251,7 +251,7 @@ def test_a_consumer_on_a_copy_that_cannot_be_read_is_given_up(replica: int) -> N
     async def play(ground: Ground) -> None:
         await ground.append("a", 2)
         # given a copy whose consumers send heartbeats and nothing else
-        ground.server.unreadable[replica] = 3
+        ground.server.copies.unreadable[replica] = 3
         for number in range(FOLLOWERS):
             taker = Taker()
             following = asyncio.ensure_future(followed(ground, taker, 55.0))
