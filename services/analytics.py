@@ -11,7 +11,7 @@ import asyncio
 import importlib.resources
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,16 +22,18 @@ from nats.micro.service import Service
 
 from domain.commands import parse_as
 from domain.identity import ConversationId
+from infra.jetstream.envelope import Recorded
 from infra.jetstream.errors import StoreUnavailable
 from infra.jetstream.topology import Topology
 from infra.settings import Settings
-from projections.analytics.rows import ConversationRow, Received, Rows, new_conversation
+from projections.analytics.reading import received
+from projections.analytics.rows import ConversationRow, Rows, new_conversation
 from projections.analytics.view import AnalyticsView, DuckDBDatastore, Quack, RebuildNeeded
 from services import sql
 from services.endpoint import Outbox, start_service
 from services.errors import Refusal
 from services.freshness import Freshness, NotTakenInYet
-from services.projector import Following, Projector, Taken, heads
+from services.projector import Following, Projector, heads
 from services.tasks import ended
 
 log = logging.getLogger(__name__)
@@ -65,8 +67,9 @@ class AnalyticsTarget:
     name = "analytics"
     remedy = "run `convo rebuild analytics`"
 
-    def __init__(self, view: AnalyticsView) -> None:
+    def __init__(self, view: AnalyticsView, originator: Callable[[str], str]) -> None:
         self._view = view
+        self._originator = originator
         self._recent: dict[str, ConversationRow] = {}
         self._before: dict[str, ConversationRow] = {}
 
@@ -78,13 +81,22 @@ class AnalyticsTarget:
         """The chain hash of the event at that place, as the tables have it."""
         return self._view.hash_at(partition, seq)
 
-    def write(self, partition: int, events: Sequence[Taken], tracking: Tracking) -> None:
+    def write(self, partition: int, events: Sequence[Recorded], tracking: Tracking) -> None:
         """Adds the events' rows with their tracking in one transaction."""
-        conversations = self._known({each.key for each in events})
+        keys = [self._originator(each.subject) for each in events]
+        conversations = self._known(set(keys))
         rows = Rows()
-        for key, event, recorded in events:
-            received = Received(event, partition, recorded.seq, recorded.digest, recorded.body)
-            rows.fold(received, conversations[key])
+        for key, each in zip(keys, events, strict=True):
+            event = received(
+                key,
+                each.version,
+                each.topic,
+                each.body,
+                partition=partition,
+                seq=each.seq,
+                digest=each.digest,
+            )
+            rows.fold(event, conversations[key])
         self._view.write(rows, tracking)
 
     def forget(self) -> None:
@@ -187,7 +199,7 @@ class AnalyticsService:
         assert self._nc is not None, "start() comes first"
         woken: list[Following] = []
         projector = Projector(
-            AnalyticsTarget(view),
+            AnalyticsTarget(view, self.topology.originator),
             self.topology,
             changed=lambda: self._changed(woken),
             until=until,

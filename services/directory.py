@@ -25,7 +25,9 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from domain.commands import parse_as
 from domain.errors import InvalidRequest
 from domain.identity import ConversationId, decode_token
+from domain.mapper import ConversationMapper
 from domain.messages import Role
+from infra.jetstream.envelope import Recorded
 from infra.jetstream.errors import StoreUnavailable
 from infra.jetstream.topology import Topology
 from infra.lock import FileLock
@@ -37,7 +39,7 @@ from projections.directory.view import Arrived, DirectoryDatastore, DirectoryVie
 from services.endpoint import MIN_SEQ, Answering, Outbox, header_number, start_service
 from services.freshness import Freshness
 from services.paging import oldest_that_fit
-from services.projector import Following, Projector, Taken
+from services.projector import Following, Projector
 
 log = logging.getLogger(__name__)
 
@@ -96,10 +98,18 @@ class DirectoryTarget:
 
     name = "directory"
 
-    def __init__(self, view: DirectoryView, streams: Mapping[int, str], folder: Path) -> None:
+    def __init__(
+        self,
+        view: DirectoryView,
+        streams: Mapping[int, str],
+        folder: Path,
+        originator: Callable[[str], str],
+    ) -> None:
         self.remedy = f"stop the directory service, remove {folder}, and start it again"
         self._view = view
         self._streams = streams
+        self._originator = originator
+        self._mapper = ConversationMapper()
 
     def positions(self) -> dict[str, int]:
         """The sequence of the last event in the tables, by stream."""
@@ -110,13 +120,14 @@ class DirectoryTarget:
         """The chain hash of the last event that is in the tables."""
         return self._view.hash_at(partition, seq)
 
-    def write(self, partition: int, events: Sequence[Taken], tracking: Tracking) -> None:
+    def write(self, partition: int, events: Sequence[Recorded], tracking: Tracking) -> None:
         """Takes the events in, with their tracking in one transaction."""
-        arrived = [
-            Arrived(ConversationId.from_key(key), event, recorded.seq)
-            for key, event, recorded in events
-        ]
-        self._view.write(partition, arrived, tracking, digest=events[-1].recorded.digest)
+        arrived = []
+        for each in events:
+            key = self._originator(each.subject)
+            event = self._mapper.event_of(key, each.version, each.topic, each.body)
+            arrived.append(Arrived(ConversationId.from_key(key), event, each.seq))
+        self._view.write(partition, arrived, tracking, digest=events[-1].digest)
 
     def forget(self) -> None:
         """Nothing: all of it is in the tables."""
@@ -151,7 +162,7 @@ class DirectoryService:
         """
         self._lock = await self._locked()
         self._view = await asyncio.to_thread(self._opened)
-        target = DirectoryTarget(self._view, self._streams, self.folder)
+        target = DirectoryTarget(self._view, self._streams, self.folder, self._topology.originator)
         self._freshness = Freshness(
             "the directory's tables", following, self._topology, self._positions
         )

@@ -1,4 +1,4 @@
-"""The projector: follows the ledger and folds it into a view's tables, in threads of its own.
+"""The projector: follows the ledger and folds it into a view's tables, in a thread of its own.
 
 One for every view that is kept in a file: the analytics tables, the directory. Each batch is rows
 and tracking in one transaction, so that a restart goes on exactly behind what is in the tables. A
@@ -6,8 +6,7 @@ store or a disk that fails for a while is tried again; an event that cannot be u
 projector in front of it, in a state that says why, and nothing behind it is lost: a release that
 understands it goes on from there.
 
-One thread reads events, another one folds and writes them: while a batch goes to the disk the next
-one is read. Reading an event knows of no other one, so nothing has to be undone when a batch fails.
+A thread of its own reads events, folds and writes them, beside the event loop that hears of them.
 """
 
 from __future__ import annotations
@@ -21,13 +20,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from eventsourcing.persistence import OperationalError, Tracking
 from nats.aio.client import Client
 
-from domain.events import ConversationEvent
-from domain.mapper import ConversationMapper
 from infra.jetstream import outcome
 from infra.jetstream.envelope import Recorded, unpack_stored
 from infra.jetstream.errors import LedgerDamaged, StoreUnavailable
@@ -77,23 +74,6 @@ class Progress:
         }
 
 
-class Taken(NamedTuple):
-    """One event of a batch: what it says, and how the ledger has it."""
-
-    key: str
-    """Of the conversation's id."""
-    event: ConversationEvent
-    recorded: Recorded
-
-
-class Unreadable(NamedTuple):
-    """One event that cannot be understood, and why."""
-
-    key: str
-    error: Exception
-    recorded: Recorded
-
-
 class Target(Protocol):
     """Tables that a projector fills: rows and their tracking commit together."""
 
@@ -108,9 +88,9 @@ class Target(Protocol):
     def hash_at(self, partition: int, seq: int) -> str | None:
         """The hash of the event that was the last one in the tables; None where it is not known."""
 
-    def write(self, partition: int, events: Sequence[Taken], tracking: Tracking) -> None:
+    def write(self, partition: int, events: Sequence[Recorded], tracking: Tracking) -> None:
         """Adds a batch of events, all or nothing. Raises OperationalError where trying again may
-        help, and any other exception for a batch that cannot be written."""
+        help, and any other exception for a batch that cannot be understood or written."""
 
     def forget(self) -> None:
         """Drops what it has in memory: the last batch was not written."""
@@ -138,20 +118,13 @@ class Projector:
             self.progress.positions[partition] = found.get(topology.stream_name(partition), 0)
         self.until = until
         self._changed = changed
-        self._mapper = ConversationMapper()
         self._arrived: queue.SimpleQueue[tuple[int, Sequence[Recorded]] | None] = (
             queue.SimpleQueue()
         )
-        self._read: queue.SimpleQueue[tuple[int, Sequence[Taken | Unreadable]] | None] = (
-            queue.SimpleQueue()
-        )
-        self._heard = 0  # counted on the event loop alone, `_done` in the writing thread alone
+        self._heard = 0  # counted on the event loop alone, `_done` in the thread alone
         self._done = 0
         self._stopping = threading.Event()
-        self._threads = [
-            threading.Thread(target=work, name=f"projector-{name}", daemon=True)
-            for name, work in (("reads", self._read_all), ("writes", self._run))
-        ]
+        self._thread = threading.Thread(target=self._run, name="projector", daemon=True)
         self._begin()
 
     def take(self, partition: int, events: Sequence[Recorded]) -> None:
@@ -169,47 +142,23 @@ class Projector:
         self._enter(State.STOPPED, str(error))
 
     def close(self) -> None:
-        """Finishes the batch at hand, and ends the threads."""
+        """Finishes the batch at hand, and ends the thread."""
         self._stopping.set()
         self._arrived.put(None)
-        for thread in self._threads:
-            thread.join()
+        self._thread.join()
 
     def _begin(self) -> None:
         sys.setswitchinterval(min(SWITCH_S, sys.getswitchinterval()))
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
 
-    # -- in the thread that reads --------------------------------------------------------------
-
-    def _read_all(self) -> None:
-        while (item := self._arrived.get()) is not None and not self._stopping.is_set():
-            partition, events = item
-            self._read.put((partition, self._taken(events)))
-        self._read.put(None)
-
-    def _taken(self, events: Sequence[Recorded]) -> list[Taken | Unreadable]:
-        """The events as they are to be understood."""
-        originator, event_of = self.topology.originator, self._mapper.event_of
-        taken: list[Taken | Unreadable] = []
-        for each in events:
-            key = originator(each.subject)
-            try:
-                event = event_of(key, each.version, each.topic, each.body)
-            except Exception as error:  # noqa: BLE001 (stops the projector when it gets there)
-                taken.append(Unreadable(key, error, each))
-            else:
-                taken.append(Taken(key, event, each))
-        return taken
-
-    # -- in the thread that writes -------------------------------------------------------------
+    # -- in the thread -------------------------------------------------------------------------
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             for partition, events in self._gather().items():
                 self._carry_out(partition, events)
 
-    def _carry_out(self, partition: int, events: Sequence[Taken | Unreadable]) -> None:
+    def _carry_out(self, partition: int, events: Sequence[Recorded]) -> None:
         try:
             if self.progress.state is not State.STOPPED:
                 self._project(partition, events)
@@ -218,11 +167,11 @@ class Projector:
         self._done += len(events)
         self._changed()
 
-    def _gather(self) -> dict[int, list[Taken | Unreadable]]:
+    def _gather(self) -> dict[int, list[Recorded]]:
         """Waits for events; returns all that have come by then too, up to a batch."""
-        gathered: dict[int, list[Taken | Unreadable]] = {}
+        gathered: dict[int, list[Recorded]] = {}
         count = 0
-        while (item := self._read.get()) is not None:
+        while (item := self._arrived.get()) is not None:
             partition, events = item
             gathered.setdefault(partition, []).extend(events)
             count += len(events)
@@ -230,12 +179,12 @@ class Projector:
                 break
         return gathered
 
-    def _project(self, partition: int, events: Sequence[Taken | Unreadable]) -> None:
+    def _project(self, partition: int, events: Sequence[Recorded]) -> None:
         position = self.progress.positions[partition]
         end = sys.maxsize if self.until is None else self.until[partition]
-        fresh = [event for event in events if position < event.recorded.seq <= end]
+        fresh = [event for event in events if position < event.seq <= end]
         for event in fresh:
-            seq = event.recorded.seq
+            seq = event.seq
             if seq != position + 1:
                 raise LedgerDamaged(
                     f"{self.topology.stream_name(partition)} has no sequence {position + 1}: "
@@ -245,7 +194,7 @@ class Projector:
         if fresh:
             self._write(partition, fresh)
 
-    def _write(self, partition: int, events: Sequence[Taken | Unreadable]) -> None:
+    def _write(self, partition: int, events: Sequence[Recorded]) -> None:
         """Writes events as one batch; in parts when one of them cannot be written, so that all in
         front of that one are."""
         while not self._stopping.is_set():
@@ -259,21 +208,16 @@ class Projector:
             except Exception as error:
                 self.target.forget()
                 if len(events) == 1:
-                    raise CannotProject(events[0].recorded, error) from error
+                    raise CannotProject(events[0], error) from error
                 half = len(events) // 2
                 self._write(partition, events[:half])
                 self._write(partition, events[half:])
                 return
 
-    def _write_batch(self, partition: int, events: Sequence[Taken | Unreadable]) -> None:
+    def _write_batch(self, partition: int, events: Sequence[Recorded]) -> None:
         stream = self.topology.stream_name(partition)
-        readable: list[Taken] = []
-        for event in events:
-            if isinstance(event, Unreadable):
-                raise event.error
-            readable.append(event)
-        last = events[-1].recorded
-        self.target.write(partition, readable, Tracking(stream, last.seq))
+        last = events[-1]
+        self.target.write(partition, events, Tracking(stream, last.seq))
         progress = self.progress
         progress.positions[partition] = last.seq
         progress.events += len(events)

@@ -14,23 +14,23 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import duckdb
-from eventsourcing.persistence import StoredEvent, Tracking
+from eventsourcing.persistence import Tracking
 from pydantic import BaseModel, ConfigDict, Field
 
 from domain.errors import InvalidRequest
 from domain.identity import ConversationId
-from domain.mapper import ConversationMapper
 from infra.jetstream.envelope import EVENT_HASH, EVENT_TYPE, EVENT_VERSION
 from infra.jetstream.errors import StoreUnavailable
 from infra.jetstream.scan import Stored, scan
 from projections.analytics.comparison import differences, digests
-from projections.analytics.rows import Received, Rows, new_conversation
+from projections.analytics.reading import received
+from projections.analytics.rows import Rows, new_conversation
 from projections.analytics.view import AnalyticsView
 from services.analytics import AnalyticsService, Tables
 from services.projector import State
@@ -178,7 +178,6 @@ class Comparison:
         self._partition = service.topology.partition(id.key)
         self._stream = service.topology.stream_name(self._partition)
         self._conversation = new_conversation(id.key)
-        self._mapper = ConversationMapper()
         self._events = 0
 
     async def run(self) -> dict[str, Any]:
@@ -233,19 +232,20 @@ class Comparison:
 
     def _write(self, view: AnalyticsView, block: Sequence[Stored]) -> None:
         rows = Rows()
-        for received in self._received(block):
-            rows.fold(received, self._conversation)
-        view.write(rows, Tracking(self._stream, block[-1].seq))
-        self._events += len(block)
-
-    def _received(self, block: Sequence[Stored]) -> Iterator[Received]:
         for each in block:
             headers = each.headers
-            stored = StoredEvent(
-                self._id.key, int(headers[EVENT_VERSION]), headers[EVENT_TYPE], each.body
+            event = received(
+                self._id.key,
+                int(headers[EVENT_VERSION]),
+                headers[EVENT_TYPE],
+                each.body,
+                partition=self._partition,
+                seq=each.seq,
+                digest=headers[EVENT_HASH],
             )
-            event = self._mapper.to_domain_event(stored)
-            yield Received(event, self._partition, each.seq, headers[EVENT_HASH], each.body)
+            rows.fold(event, self._conversation)
+        view.write(rows, Tracking(self._stream, block[-1].seq))
+        self._events += len(block)
 
 
 def _compare(

@@ -34,7 +34,9 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
 # One module alone may know the library's persistence ports: the mapper is one of them.
 EXCEPTIONS: dict[str, frozenset[str]] = {
     "domain/mapper.py": frozenset({"eventsourcing.persistence"}),
-    "projections/analytics": frozenset({"eventsourcing.persistence", "pyarrow", "genai_prices"}),
+    "projections/analytics": frozenset(
+        {"eventsourcing.persistence", "pyarrow", "genai_prices", "msgspec"}
+    ),
     "projections/directory": frozenset({"eventsourcing.persistence", "eventsourcing.sqlite"}),
 }
 # Standard library modules that would be input or output on a floor that has none.

@@ -11,7 +11,7 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
-from domain.events import UsageRecorded
+from .reading import Used
 
 CostSource = Literal["recorded", "priced", "none"]
 
@@ -68,8 +68,8 @@ def price_version() -> str:
     return f"genai-prices {__version__}"
 
 
-def cost_of(event: UsageRecorded) -> Cost:
-    """Returns what the usage cost: recorded, else priced at the event's time, else none."""
+def cost_of(event: Used, time: datetime) -> Cost:
+    """Returns what usage at that time cost: recorded, else priced, else none."""
     if event.cost_usd is not None:
         return Cost(Decimal(event.cost_usd).quantize(NANO, ROUND_HALF_EVEN), "recorded", None)
     if event.model is None:
@@ -80,7 +80,7 @@ def cost_of(event: UsageRecorded) -> Cost:
         event.cached_tokens or 0,
         event.cache_write_tokens or 0,
     )
-    usd = _priced(event.provider, event.model, event.timestamp, call)
+    usd = _priced(event.provider, event.model, time, call)
     if usd is None or usd > COST_MAX:
         return _UNKNOWN
     return Cost(usd, "priced", price_version())

@@ -7,13 +7,12 @@ a projector that starts again reads those rows back.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any
 
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from domain.events import (
     ABSENT,
@@ -24,7 +23,6 @@ from domain.events import (
     ConversationReopened,
     ConversationStarted,
     ConversationTitled,
-    MessageAppended,
     MessageEdited,
     MessageRedacted,
     ReplyAborted,
@@ -32,23 +30,13 @@ from domain.events import (
     ReplyCompleted,
     ReplyStarted,
     SessionReset,
-    UsageRecorded,
     merged,
 )
 from domain.identity import ConversationId
 from domain.messages import Content, JSONObject, texts_of
 
-from .pricing import Cost, cost_of
-
-
-class Received(NamedTuple):
-    """One event with its place in the ledger: `body` is its stored JSON, `hash` its chain hash."""
-
-    event: ConversationEvent
-    partition: int
-    seq: int
-    hash: str
-    body: bytes
+from .pricing import cost_of
+from .reading import Received, Said, Used
 
 
 @dataclass(slots=True)
@@ -240,42 +228,39 @@ class Rows:
     titles: dict[str, Row] = field(default_factory=dict)
     """Rows of `titles` that the batch changed: which message a title was taken from."""
 
-    def fold(
-        self,
-        received: Received,
-        conversation: ConversationRow,
-        price: Callable[[UsageRecorded], Cost] = cost_of,
-    ) -> None:
+    def fold(self, received: Received, conversation: ConversationRow) -> None:
         """Takes in the next event of `conversation`, which it changes. The one fold.
 
         Checks nothing. An event of a type that shows in no other table still is a row of `events`.
         """
-        event, partition, seq, digest, body = received
         self.events.append(
             (
                 conversation.tenant_id,
                 conversation.conversation_id,
-                partition,
-                seq,
-                event.originator_version,
-                event.TOPIC,
-                event.timestamp,
-                event.actor,
-                event.command_id,
-                data_of(body),
-                digest,
+                received.partition,
+                received.seq,
+                received.version,
+                received.type,
+                received.time,
+                received.actor,
+                received.command_id,
+                received.data,
+                received.digest,
             )
         )
-        if isinstance(event, MessageAppended):  # the two that nearly all are
-            self._say(event, seq, conversation)
-        elif isinstance(event, UsageRecorded):
-            self._use(event, seq, conversation, price(event))
+        event = received.event
+        conversation.version = received.version
+        self.conversations[received.key] = conversation
+        if isinstance(event, Said):  # the two that nearly all are
+            conversation.last_activity = received.time
+            self._say(event, received, conversation)
+        elif isinstance(event, Used):
+            conversation.last_activity = received.time
+            self._use(event, received, conversation)
         else:
-            self._take(event, seq, conversation)
-        conversation.version = event.originator_version
-        if event.is_activity:
-            conversation.last_activity = event.timestamp
-        self.conversations[event.originator_id] = conversation
+            if event.is_activity:
+                conversation.last_activity = received.time
+            self._take(event, received.seq, conversation)
 
     def _take(self, event: ConversationEvent, seq: int, conversation: ConversationRow) -> None:
         title_from = conversation.title_from
@@ -299,7 +284,7 @@ class Rows:
                 conversation.title_from,
             )
 
-    def _say(self, event: MessageAppended, seq: int, conversation: ConversationRow) -> None:
+    def _say(self, event: Said, received: Received, conversation: ConversationRow) -> None:
         conversation.message_count += 1
         conversation.last_message_id = event.message_id
         self.messages.append(
@@ -307,13 +292,15 @@ class Rows:
                 conversation.tenant_id,
                 conversation.conversation_id,
                 event.message_id,
-                event.originator_version,
-                seq,
+                received.version,
+                received.seq,
                 event.role,
                 content_text(event.content),
                 chars_of(event.content),
                 event.name,
-                event.timestamp if event.created_at is None else time_of(event),
+                received.time
+                if event.created_at is None
+                else time_of(event.created_at, received.time),
                 conversation.sessions,
                 None,
                 None,
@@ -373,9 +360,8 @@ class Rows:
         conversation.title_from = None
         conversation.context, conversation.metadata = {}, {}
 
-    def _use(
-        self, event: UsageRecorded, seq: int, conversation: ConversationRow, cost: Cost
-    ) -> None:
+    def _use(self, event: Used, received: Received, conversation: ConversationRow) -> None:
+        cost = cost_of(event, received.time)
         prompt, completion = event.prompt_tokens, event.completion_tokens
         cached, written = event.cached_tokens or 0, event.cache_write_tokens or 0
         conversation.prompt_tokens += prompt
@@ -387,9 +373,9 @@ class Rows:
             (
                 conversation.tenant_id,
                 conversation.conversation_id,
-                seq,
-                event.originator_version,
-                event.timestamp,
+                received.seq,
+                received.version,
+                received.time,
                 conversation.sessions,
                 event.model,
                 event.provider,
@@ -469,27 +455,9 @@ def chars_of(content: Content) -> int:
     return sum(map(len, texts_of(content)))
 
 
-def time_of(event: MessageAppended) -> datetime:
-    """When it was said: `created_at` where the message has one that a table can hold, else the
-    event's time."""
-    if event.created_at is None:
-        return event.timestamp
+def time_of(created_at: str, time: datetime) -> datetime:
+    """When it was said: `created_at` where a table can hold it, else the event's time."""
     try:
-        return datetime.fromisoformat(event.created_at).astimezone(UTC)
+        return datetime.fromisoformat(created_at).astimezone(UTC)
     except (ValueError, OverflowError):
-        return event.timestamp
-
-
-_DATA = b',"data":'
-
-
-def data_of(body: bytes) -> str:
-    """The event's `data` as JSON text, as it is stored.
-
-    The mapper writes it last, behind values without braces, and then it is cut out. A body that
-    another program wrote in another order is parsed.
-    """
-    start = body.find(_DATA)
-    if start > 0 and body.endswith(b"}}") and body.count(b"{", 0, start) == 1:
-        return body[start + len(_DATA) : -1].decode()
-    return json_text(from_json(body)["data"])
+        return time

@@ -23,6 +23,7 @@ from pydantic_core import to_json
 from domain import conversation as conversation_module
 from domain.conversation import CommandContext
 from domain.identity import ConversationId
+from domain.mapper import ConversationMapper
 from infra.jetstream.envelope import Recorded
 from infra.jetstream.errors import OutcomeUnknown, StoreUnavailable
 from infra.jetstream.fence import Fence, LedgerWentBack, Witness
@@ -37,7 +38,7 @@ from services.conversations import Conversations
 from services.errors import NotYetThere
 from services.in_use.attempt import Answer
 from services.others import Others
-from services.projector import Following, Projector, State, Taken
+from services.projector import Following, Projector, State
 
 from .client import FakeClient
 from .clock import Clock, run
@@ -149,6 +150,7 @@ class Tables:
         self._random = random
         self._ledger = ledger
         self._topology = topology
+        self._mapper = ConversationMapper()
 
     def positions(self) -> dict[str, int]:
         return {
@@ -161,12 +163,13 @@ class Tables:
         rows = self.rows[partition]
         return rows[-1][2] if rows and rows[-1][0] == seq else None
 
-    def write(self, partition: int, events: Sequence[Taken], tracking: Tracking) -> None:
+    def write(self, partition: int, events: Sequence[Recorded], tracking: Tracking) -> None:
         if self.faulty and self._random.random() < 0.05:
             raise OperationalError("made up: the disk is busy")
         committed = self._ledger.committed(partition)
-        for key, event, recorded in events:
-            seq, digest = recorded.seq, recorded.digest
+        for each in events:
+            key, seq, digest = self._topology.originator(each.subject), each.seq, each.digest
+            event = self._mapper.event_of(key, each.version, each.topic, each.body)
             assert seq <= len(committed), f"sequence {seq} was shown and never committed"
             self.rows[partition].append((seq, key, digest))
             view = self.views.setdefault(key, ConversationView.empty(WINDOW))
@@ -187,7 +190,7 @@ class LockStep(Projector):
 
     def take(self, partition: int, events: Sequence[Recorded]) -> None:
         self._heard += len(events)
-        self._carry_out(partition, self._taken(events))
+        self._carry_out(partition, events)
 
     def close(self) -> None:
         self._stopping.set()

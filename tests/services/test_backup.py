@@ -107,7 +107,9 @@ async def tables(nc: Client, ledger: Topology, until: dict[int, int]) -> dict[st
     def progressed() -> None:
         loop.call_soon_threadsafe(changed.set)
 
-    projector = Projector(AnalyticsTarget(view), ledger, changed=progressed, until=until)
+    projector = Projector(
+        AnalyticsTarget(view, ledger.originator), ledger, changed=progressed, until=until
+    )
     following = Following(nc, projector)
     await following.start()
     async with asyncio.timeout(60):

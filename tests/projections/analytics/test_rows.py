@@ -23,14 +23,13 @@ from domain.events import (
     UsageRecorded,
 )
 from projections.analytics.comparison import digests
+from projections.analytics.reading import Received, data_of, received
 from projections.analytics.rows import (
     CONVERSATIONS,
     MESSAGES,
     USAGE,
-    Received,
     Rows,
     chars_of,
-    data_of,
     new_conversation,
 )
 from projections.analytics.view import AnalyticsView, DuckDBDatastore
@@ -47,13 +46,18 @@ from tests.domain.specification import (
 )
 
 
+def read(event: ConversationEvent, seq: int) -> Received:
+    """The event as the tables get it from the ledger."""
+    body = MAPPER.to_stored_event(event).state
+    key, version = event.originator_id, event.originator_version
+    return received(key, version, event.TOPIC, body, partition=0, seq=seq, digest="ab" * 32)
+
+
 def fold(events: Sequence[ConversationEvent]) -> Rows:
     rows = Rows()
     conversation = new_conversation(ADAS.key)
     for seq, event in enumerate(events, 1):
-        rows.fold(
-            Received(event, 0, seq, "ab" * 32, MAPPER.to_stored_event(event).state), conversation
-        )
+        rows.fold(read(event, seq), conversation)
     return rows
 
 
@@ -103,9 +107,8 @@ def check_messages(events: list[ConversationEvent], session: int, model: plain.M
     for seq, event in enumerate(events, 1):
         found = single.conversations([ADAS])
         rows = Rows()
-        body = MAPPER.to_stored_event(event).state
         conversation = found.get(ADAS.key) or new_conversation(ADAS.key)
-        rows.fold(Received(event, 0, seq, "ab" * 32, body), conversation)
+        rows.fold(read(event, seq), conversation)
         single.write(rows, Tracking("S", seq))
     columns = ", ".join(MESSAGES)
     told = [
@@ -168,8 +171,7 @@ def test_the_tables_hold_whatever_an_event_may(
     for number, event in enumerate(events, 1):
         key = event.originator_id
         conversation = rows.conversations.get(key) or new_conversation(key)
-        body = MAPPER.to_stored_event(event).state
-        rows.fold(Received(event, 0, seq + number, "ab" * 32, body), conversation)
+        rows.fold(read(event, seq + number), conversation)
 
     tables.write(rows, Tracking("S", seq + len(events)))
 
@@ -361,8 +363,7 @@ def test_no_table_holds_what_is_redacted_or_erased(last: Request, together: bool
         known = tables.conversations([ADAS]).get(ADAS.key) or new_conversation(ADAS.key)
         for event in batch:
             seq = event.originator_version
-            body = MAPPER.to_stored_event(event).state
-            rows.fold(Received(event, 0, seq, "ab" * 32, body), known)
+            rows.fold(read(event, seq), known)
         tables.write(rows, Tracking("S", seq))
 
     connection = tables.datastore.cursor()

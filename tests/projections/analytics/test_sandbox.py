@@ -15,12 +15,11 @@ from pydantic_core import from_json
 
 from projections.analytics import sandbox
 from projections.analytics.query import Format, Query, QueryInterrupted, Question
-from projections.analytics.rows import Received, Rows, new_conversation
+from projections.analytics.rows import Rows, new_conversation
 from projections.analytics.sandbox import SQLRefused
 from projections.analytics.schema import TABLES, VIEWS
 from projections.analytics.view import AnalyticsView, DuckDBDatastore
-from tests.domain.specification import MAPPER
-from tests.projections.analytics.test_rows import said, used
+from tests.projections.analytics.test_rows import read, said, used
 
 SECRET = "the other tenant's secret 4711"
 
@@ -41,8 +40,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> AnalyticsView:
             seq += 1
             event: Any = said(content=content) if version % 2 else used(model=content)
             event = dataclasses.replace(event, originator_id=key, originator_version=version)
-            body = MAPPER.to_stored_event(event).state
-            rows.fold(Received(event, 0, seq, "ab" * 32, body), conversation)
+            rows.fold(read(event, seq), conversation)
     tables.write(rows, Tracking("CONVO-EVENTS-0", seq))
     return tables
 
@@ -377,8 +375,7 @@ def test_a_query_reads_one_snapshot_while_rows_are_written(tmp_path: Path) -> No
             for _ in range(20):
                 seq += 1
                 event = dataclasses.replace(said(), originator_id="a.c", originator_version=seq)
-                body = MAPPER.to_stored_event(event).state
-                rows.fold(Received(event, 0, seq, "ab" * 32, body), conversation)
+                rows.fold(read(event, seq), conversation)
             tables.write(rows, Tracking("CONVO-EVENTS-0", seq))
 
     writer = threading.Thread(target=write)
