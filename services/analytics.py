@@ -26,6 +26,7 @@ from infra.jetstream.envelope import Recorded
 from infra.jetstream.errors import StoreUnavailable
 from infra.jetstream.topology import Topology
 from infra.settings import Settings
+from projections.analytics.columns import PACKED_AT_ONCE, Packed
 from projections.analytics.reading import received
 from projections.analytics.rows import ConversationRow, Rows, new_conversation
 from projections.analytics.view import AnalyticsView, DuckDBDatastore, Quack, RebuildNeeded
@@ -81,11 +82,12 @@ class AnalyticsTarget:
         """The chain hash of the event at that place, as the tables have it."""
         return self._view.hash_at(partition, seq)
 
-    def write(self, partition: int, events: Sequence[Recorded], tracking: Tracking) -> None:
-        """Adds the events' rows with their tracking in one transaction."""
+    def fold(self, partition: int, events: Sequence[Recorded]) -> Callable[[Tracking], None]:
+        """Makes rows of the events; returns what writes them."""
         keys = [self._originator(each.subject) for each in events]
         conversations = self._known(set(keys))
         rows = Rows()
+        packed = Packed()
         for key, each in zip(keys, events, strict=True):
             event = received(
                 key,
@@ -97,7 +99,9 @@ class AnalyticsTarget:
                 digest=each.digest,
             )
             rows.fold(event, conversations[key])
-        self._view.write(rows, tracking)
+            if len(rows.events) == PACKED_AT_ONCE:
+                packed.take(rows)
+        return lambda tracking: self._view.write(rows, tracking, packed)
 
     def forget(self) -> None:
         """Drops the rows in memory."""

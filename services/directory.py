@@ -120,14 +120,15 @@ class DirectoryTarget:
         """The chain hash of the last event that is in the tables."""
         return self._view.hash_at(partition, seq)
 
-    def write(self, partition: int, events: Sequence[Recorded], tracking: Tracking) -> None:
-        """Takes the events in, with their tracking in one transaction."""
+    def fold(self, partition: int, events: Sequence[Recorded]) -> Callable[[Tracking], None]:
+        """Reads the events; returns what takes them in."""
         arrived = []
         for each in events:
             key = self._originator(each.subject)
             event = self._mapper.event_of(key, each.version, each.topic, each.body)
             arrived.append(Arrived(ConversationId.from_key(key), event, each.seq))
-        self._view.write(partition, arrived, tracking, digest=events[-1].digest)
+        digest = events[-1].digest
+        return lambda tracking: self._view.write(partition, arrived, tracking, digest=digest)
 
     def forget(self) -> None:
         """Nothing: all of it is in the tables."""

@@ -34,7 +34,10 @@ from infra.jetstream.topology import Topology, call
 log = logging.getLogger(__name__)
 
 BATCH_EVENTS: Final = 20_000
-BACKLOG_EVENTS_MAX: Final = 40_000
+BACKLOG_EVENTS_MAX: Final = 22_000
+"""So many are asked for while a batch is written, which hardly needs Python: hearing of them then
+does not keep the next batch from being folded."""
+
 RETRY_S: Final = 1.0
 
 SWITCH_S: Final = 0.0002
@@ -88,9 +91,12 @@ class Target(Protocol):
     def hash_at(self, partition: int, seq: int) -> str | None:
         """The hash of the event that was the last one in the tables; None where it is not known."""
 
-    def write(self, partition: int, events: Sequence[Recorded], tracking: Tracking) -> None:
-        """Adds a batch of events, all or nothing. Raises OperationalError where trying again may
-        help, and any other exception for a batch that cannot be understood or written."""
+    def fold(self, partition: int, events: Sequence[Recorded]) -> Callable[[Tracking], None]:
+        """Takes in a batch of events; returns what writes it with its tracking, all or nothing.
+
+        Both raise OperationalError where trying again may help, and any other exception for a batch
+        that cannot be understood or written.
+        """
 
     def forget(self) -> None:
         """Drops what it has in memory: the last batch was not written."""
@@ -123,6 +129,7 @@ class Projector:
         )
         self._heard = 0  # counted on the event loop alone, `_done` in the thread alone
         self._done = 0
+        self._folded = 0  # the same, but they need not be written yet
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="projector", daemon=True)
         self._begin()
@@ -135,7 +142,7 @@ class Projector:
     @property
     def has_room(self) -> bool:
         """Whether it keeps up with what it is given."""
-        return self._heard - self._done < BACKLOG_EVENTS_MAX
+        return self._heard - self._folded < BACKLOG_EVENTS_MAX
 
     def fail(self, error: Exception) -> None:
         """Stops for a reason found outside: the ledger is damaged, or is another one."""
@@ -165,6 +172,7 @@ class Projector:
         except Exception as error:  # noqa: BLE001 (surfaces as the state, never skipped)
             self._stop(partition, error)
         self._done += len(events)
+        self._folded = self._done
         self._changed()
 
     def _gather(self) -> dict[int, list[Recorded]]:
@@ -217,7 +225,11 @@ class Projector:
     def _write_batch(self, partition: int, events: Sequence[Recorded]) -> None:
         stream = self.topology.stream_name(partition)
         last = events[-1]
-        self.target.write(partition, events, Tracking(stream, last.seq))
+        write = self.target.fold(partition, events)
+        if not self.has_room:
+            self._folded = self._done + len(events)
+            self._changed()
+        write(Tracking(stream, last.seq))
         progress = self.progress
         progress.positions[partition] = last.seq
         progress.events += len(events)

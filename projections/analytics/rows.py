@@ -228,6 +228,11 @@ class Rows:
     titles: dict[str, Row] = field(default_factory=dict)
     """Rows of `titles` that the batch changed: which message a title was taken from."""
 
+    @property
+    def added(self) -> dict[str, list[Row]]:
+        """The new rows, by table."""
+        return {"events": self.events, "messages": self.messages, "usage": self.usage}
+
     def fold(self, received: Received, conversation: ConversationRow) -> None:
         """Takes in the next event of `conversation`, which it changes. The one fold.
 

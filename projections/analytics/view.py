@@ -14,14 +14,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
 from typing import Any, Final
 
 import duckdb
-import pyarrow as pa
 from eventsourcing.persistence import (
     DatabaseError,
     DataError,
@@ -40,7 +39,8 @@ from pydantic_core import from_json
 from domain.identity import ConversationId
 
 from . import sandbox
-from .rows import CHANGES, CONVERSATIONS, EVENTS, MESSAGES, USAGE, ConversationRow, Row, Rows
+from .columns import Packed, arrow
+from .rows import CHANGES, CONVERSATIONS, ConversationRow, Rows
 from .schema import ADD_DAYS, MIGRATIONS, VIEWS
 
 log = logging.getLogger(__name__)
@@ -234,60 +234,6 @@ class DuckDBTrackingRecorder(TrackingRecorder):
         self._connection.close()
 
 
-_TEXT = pa.string()
-_TIME = pa.timestamp("us")
-_INT = pa.int64()
-_SUM = pa.decimal128(38, 0)
-
-_TYPES: Final[dict[str, pa.DataType]] = {
-    "partition": pa.int32(),
-    "seq": _INT,
-    "version": _INT,
-    "time": _TIME,
-    "created_at": _TIME,
-    "last_activity": _TIME,
-    "edited_at": _TIME,
-    "redacted_at": _TIME,
-    "streaming": pa.bool_(),
-    "chars": _INT,
-    "session": _INT,
-    "sessions": _INT,
-    "message_count": _INT,
-    "prompt_tokens": _INT,
-    "completion_tokens": _INT,
-    "total_tokens": _INT,
-    "uncached_tokens": _INT,
-    "cached_tokens": _INT,
-    "cache_write_tokens": _INT,
-    "reasoning_tokens": _INT,
-    "cost_usd": pa.decimal128(18, 9),
-}
-
-
-def _arrow_schema(columns: Sequence[str], **others: pa.DataType) -> pa.Schema:
-    return pa.schema([(name, {**_TYPES, **others}.get(name, _TEXT)) for name in columns])
-
-
-_SCHEMAS: Final = {
-    "events": _arrow_schema(EVENTS),
-    "messages": _arrow_schema(MESSAGES),
-    "usage": _arrow_schema(USAGE),
-    "conversations": _arrow_schema(
-        CONVERSATIONS,
-        prompt_tokens=_SUM,
-        completion_tokens=_SUM,
-        total_tokens=_SUM,
-        cost_usd=pa.decimal128(38, 9),
-    ),
-}
-
-_SCHEMAS["titles"] = pa.schema(
-    [("tenant_id", _TEXT), ("conversation_id", _TEXT), ("message_id", _TEXT)]
-)
-_SCHEMAS["changes"] = _arrow_schema(
-    CHANGES, before_version=_INT, replaced=pa.bool_(), ended=pa.bool_()
-)
-
 _CHANGE: Final = """
     UPDATE messages SET
         content = CASE WHEN b.replaced THEN b.content || b.appended
@@ -329,17 +275,6 @@ _ERASE: Final = (
     WHERE tenant_id = $1 AND conversation_id = $2 AND $3 IS NOT NULL
         AND type <> 'ConversationErased'""",
 )
-
-_KEYS: Final = pa.schema([("tenant_id", _TEXT), ("conversation_id", _TEXT)])
-
-
-def _arrow(table: str, rows: Iterable[Row]) -> pa.Table:
-    schema = _SCHEMAS[table]
-    columns = zip(*rows, strict=True)
-    return pa.Table.from_arrays(
-        [pa.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)],
-        schema=schema,
-    )
 
 
 class AnalyticsView(DuckDBTrackingRecorder):
@@ -385,23 +320,22 @@ class AnalyticsView(DuckDBTrackingRecorder):
             for name, query in VIEWS.items():
                 connection.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")
 
-    def write(self, rows: Rows, tracking: Tracking) -> None:
-        """Adds a batch of rows with its tracking, all or nothing.
+    def write(self, rows: Rows, tracking: Tracking, packed: Packed | None = None) -> None:
+        """Adds a batch of rows with its tracking, all or nothing; `packed` has the beginning of it.
 
         Raises IntegrityError when the batch, or one behind it, was written before.
         """
+        packed = packed or Packed()
         changed = [row.values() for row in rows.conversations.values()]
         with self.transaction() as connection:
             self._insert_tracking(tracking)
-            for table, added in (
-                ("events", rows.events),
-                ("messages", rows.messages),
-                ("usage", rows.usage),
-                ("conversations", changed),
-                ("titles", list(rows.titles.values())),
+            for table, batch in (
+                *((name, packed.table(name, added)) for name, added in rows.added.items()),
+                ("conversations", arrow("conversations", changed)),
+                ("titles", arrow("titles", list(rows.titles.values()))),
             ):
-                if added:
-                    connection.register("batch", _arrow(table, added))
+                if batch is not None:
+                    connection.register("batch", batch)
                     either = "OR REPLACE " if table in {"conversations", "titles"} else ""
                     connection.execute(f"INSERT {either}INTO {table} SELECT * FROM batch")  # noqa: S608 (our names)
                     if table == "usage":
@@ -418,7 +352,7 @@ class AnalyticsView(DuckDBTrackingRecorder):
             (*key, *(getattr(change, name) for name in CHANGES[len(key) :]))
             for key, change in rows.changes.items()
         ]
-        connection.register("batch", _arrow("changes", changes))
+        connection.register("batch", arrow("changes", changes))
         connection.execute(_CHANGE)
         if any(change.redacted_at is not None for change in rows.changes.values()):
             for statement in _REDACT:
@@ -438,12 +372,8 @@ class AnalyticsView(DuckDBTrackingRecorder):
         wanted = list(ids)
         if not wanted:
             return {}
-        tenants, conversations = zip(*wanted, strict=True)
-        keys = pa.Table.from_arrays(
-            [pa.array(tenants, _TEXT), pa.array(conversations, _TEXT)], schema=_KEYS
-        )
         with self.transaction() as connection:
-            connection.register("batch", keys)
+            connection.register("batch", arrow("keys", wanted))
             found = connection.execute(
                 f"SELECT {', '.join(CONVERSATIONS)}, message_id FROM conversations "  # noqa: S608 (our names)
                 "SEMI JOIN batch USING (tenant_id, conversation_id) "

@@ -74,6 +74,31 @@ def _optional(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 _some_message = st.sampled_from(["m-1", "m-2"]) | ids
 _facts = st.just(ABSENT) | st.none() | texts
 
+messages: st.SearchStrategy[ConversationEvent] = _events(
+    MessageAppended,
+    message_id=_some_message,
+    role=st.sampled_from(["user", "assistant", "system", "developer", "tool"]),
+    content=_optional(contents),
+    name=_optional(texts),
+    tool_calls=_optional(st.lists(json_objects, min_size=1, max_size=2)),
+    tool_call_id=_optional(texts),
+    created_at=_optional(st.just("2019-03-01T10:00:00.5+09:00")),
+    metadata=json_objects,
+)
+usage: st.SearchStrategy[ConversationEvent] = _events(
+    UsageRecorded,
+    prompt_tokens=tokens,
+    completion_tokens=tokens,
+    cached_tokens=_optional(tokens),
+    cache_write_tokens=_optional(tokens),
+    reasoning_tokens=_optional(tokens),
+    model=_optional(texts),
+    provider=_optional(texts),
+    message_id=_optional(ids),
+    cost_usd=_optional(st.just("0.002100000")),
+    metadata=json_objects,
+)
+
 events: st.SearchStrategy[ConversationEvent] = st.one_of(
     _events(
         ConversationStarted,
@@ -83,30 +108,8 @@ events: st.SearchStrategy[ConversationEvent] = st.one_of(
         context=json_objects,
         metadata=json_objects,
     ),
-    _events(
-        MessageAppended,
-        message_id=_some_message,
-        role=st.sampled_from(["user", "assistant", "system", "developer", "tool"]),
-        content=_optional(contents),
-        name=_optional(texts),
-        tool_calls=_optional(st.lists(json_objects, min_size=1, max_size=2)),
-        tool_call_id=_optional(texts),
-        created_at=_optional(st.just("2019-03-01T10:00:00.5+09:00")),
-        metadata=json_objects,
-    ),
-    _events(
-        UsageRecorded,
-        prompt_tokens=tokens,
-        completion_tokens=tokens,
-        cached_tokens=_optional(tokens),
-        cache_write_tokens=_optional(tokens),
-        reasoning_tokens=_optional(tokens),
-        model=_optional(texts),
-        provider=_optional(texts),
-        message_id=_optional(ids),
-        cost_usd=_optional(st.just("0.002100000")),
-        metadata=json_objects,
-    ),
+    messages,
+    usage,
     _events(SessionReset, reason=_optional(texts)),
     _events(
         ContextUpdated,

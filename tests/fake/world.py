@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -163,7 +163,10 @@ class Tables:
         rows = self.rows[partition]
         return rows[-1][2] if rows and rows[-1][0] == seq else None
 
-    def write(self, partition: int, events: Sequence[Recorded], tracking: Tracking) -> None:
+    def fold(self, partition: int, events: Sequence[Recorded]) -> Callable[[Tracking], None]:
+        return lambda _: self._write(partition, events)
+
+    def _write(self, partition: int, events: Sequence[Recorded]) -> None:
         if self.faulty and self._random.random() < 0.05:
             raise OperationalError("made up: the disk is busy")
         committed = self._ledger.committed(partition)

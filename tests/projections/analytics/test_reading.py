@@ -30,7 +30,7 @@ USUAL: dict[type[ConversationEvent], type[Said | Used]] = {
     MessageAppended: Said,
     UsageRecorded: Used,
 }
-usual = strategies.events.filter(lambda event: type(event) in USUAL)
+usual = strategies.messages | strategies.usage
 
 
 @pytest.mark.parametrize(("event_class", "what"), USUAL.items())
