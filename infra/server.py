@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 
 from infra.connection import ServerTooOld, require_version
 from infra.lock import DataDirUnusable, FileLock
+from infra.staging import Staging
 from infra.startable import Startable
 from infra.supervision import Child, Program, State, Supervisor
 
@@ -102,7 +103,8 @@ class EmbeddedServer(Startable):
     `start` returns when it answers; `url`, `version` hold from then on. `port` 0 takes a free one,
     kept for the restarts. Give a `supervisor` to have it in that one's status and order of
     stopping, under the name `process`; else it has one of its own. `disk_share` is the part of the
-    free disk that the store may fill.
+    free disk that the store may fill. `staging`: see `infra.staging`; a member of a cluster stages
+    in memory by itself.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class EmbeddedServer(Startable):
         process: str = PROGRAM,
         peering: Peering | None = None,
         disk_share: float = DISK_SHARE,
+        staging: Literal["memory", "disk"] = "memory",
     ) -> None:
         self.data_dir = data_dir.absolute()
         self.port = port
@@ -124,6 +127,9 @@ class EmbeddedServer(Startable):
         self._sync = sync
         self._peering = peering
         self._disk_share = disk_share
+        self._store = self.data_dir / "nats" / "jetstream"
+        in_memory = staging == "memory" and peering is None
+        self.staging = Staging(self._store) if in_memory else None
         self._supervisor = supervisor or Supervisor()
         self._child: Child | None = None
         self._store_lock: FileLock | None = None
@@ -159,6 +165,8 @@ class EmbeddedServer(Startable):
             await self._port_is_free()
             config = self._write_config()
             log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
+            if self.staging:
+                self.staging.open()
             self._child = self._supervisor.start(
                 Program(
                     name=self.process,
@@ -172,6 +180,8 @@ class EmbeddedServer(Startable):
                 meanwhile(self.url)
             self.version = await self._answering(self._child, log_start, within)
             require_version(self.version, self.url)
+            if self.staging:
+                self.staging.link()
             self._child.keep = True
             self._write_config()  # with the port it got: a restart must come back on that one
         except BaseException:
@@ -185,6 +195,8 @@ class EmbeddedServer(Startable):
         if self._child:
             await self._supervisor.stop([self.process], within=within, hurry=hurry)
             self._child = None
+        if self.staging:
+            await self.staging.close()
         if self._store_lock:
             self._store_lock.close()
             self._store_lock = None
@@ -201,7 +213,7 @@ class EmbeddedServer(Startable):
             self._child.signal(signal.SIGKILL)
 
     def _prepare_folders(self) -> None:
-        store = self.data_dir / "nats" / "jetstream"
+        store = self._store
         try:
             store.mkdir(parents=True, exist_ok=True)
             for left_by_a_crash in store.parent.glob("*.ports"):
@@ -255,7 +267,7 @@ class EmbeddedServer(Startable):
             ports_dir=_quoted(path.parent),
             max_payload=MAX_PAYLOAD,
             log_file=_quoted(self.log_file),
-            store=_quoted(self.data_dir / "nats" / "jetstream"),
+            store=_quoted(self._store),
             max_file_store=self.max_file_store,
             sync=sync,
         )

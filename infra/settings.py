@@ -94,6 +94,8 @@ class Settings(BaseSettings):
     """Of the embedded server, on loopback; 0 takes a free one."""
     sync: Literal["always"] | Duration = "always"
     """Of the embedded server: fsync before every acknowledgement, or only every so often."""
+    staging: Literal["memory", "disk"] = "memory"
+    """Where the embedded server keeps a batch until it is in its stream (`infra.staging`)."""
     replicas: int = Field(default=1, ge=1, le=5)
     partitions: int = Field(default=1, ge=1, le=256)
     window_size: int = Field(default=50, ge=1, le=1_000)

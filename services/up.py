@@ -231,6 +231,7 @@ class Ledger:
             self.settings.data_dir,
             port=self.settings.port,
             sync=self.settings.sync,
+            staging=self.settings.staging,
             supervisor=self.supervisor,
         )
         await self.server.start(meanwhile=self._load_workers)

@@ -12,6 +12,7 @@ import random
 from pathlib import Path
 
 from infra.server import EmbeddedServer
+from infra.staging import Staging
 from tests.faults.disk import MB, Disk, why_not
 from tests.faults.history import read_stream
 from tests.faults.load import Load
@@ -56,6 +57,7 @@ async def lose(ledger: Ledger, disk: Disk) -> None:
     await ledger.kill_everything()
     await disk.unmount()
     disk.mount()
+    Staging(ledger.data_dir / "nats" / "jetstream").lose()
 
 
 async def control(result: Result, rng: random.Random, directory: Path) -> None:
