@@ -172,6 +172,7 @@ async def running(
             await process.sweeper.close()
             await others.stop()
             if serving.is_connected:
+                await process.commands.leave()
                 await serving.drain()
             await process.queries.idle()
             await process.audit.idle()

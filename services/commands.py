@@ -38,6 +38,7 @@ from services.endpoint import (
     start_service,
 )
 from services.health import Health
+from services.homes import Homes
 from services.in_use.attempt import Answer
 from services.paging import cut_state
 from services.record import event_of
@@ -55,10 +56,13 @@ class CommandService:
         self._conversations = conversations
         self._outbox = outbox
         self._health = health
+        self._homes: Homes | None = None
         self._tasks = Tasks()
 
     async def start(self, nc: Client) -> Service:
         """Listens on `nc`, in the queue group that all command services share."""
+        self._homes = Homes(nc, PREFIX, self._take)
+        await self._homes.start()
         return await start_service(
             nc,
             name="convo-commands",
@@ -67,8 +71,21 @@ class CommandService:
             says=None if self._health is None else self._health.says,
         )
 
+    async def leave(self) -> None:
+        """Has the other services pass nothing on any more; call it before the connection is
+        drained."""
+        if self._homes is not None:
+            await self._homes.leave()
+
     async def handle(self, request: Request) -> None:
-        """Takes one request; its reply is sent when its events are on disk, or it is refused."""
+        """Takes one request, or passes it on to the service that has its conversation in memory."""
+        homes = self._homes
+        home = None if homes is None else homes.of(request.subject)
+        if homes is None or home is None or not await homes.pass_on(home, request):
+            await self._take(request)
+
+    async def _take(self, request: Request) -> None:
+        """Carries one out; its reply is sent when its events are on disk, or it is refused."""
         if self._health is not None and not self._health.is_clear:
             self._tasks.start(self._handle_when_clear(self._health, request))
             return

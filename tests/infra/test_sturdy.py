@@ -7,7 +7,11 @@ import asyncio
 from hypothesis import example, given
 from hypothesis import strategies as st
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
+from infra.connection import connect
+from infra.server import EmbeddedServer
+from infra.settings import Settings
 from infra.sturdy import MALFORMED, SturdyClient
 
 USUAL = b"NATS/1.0\r\nEvent-Type: MessageAppended\r\nEvent-Version: 7\r\nEmpty: \r\n\r\n"
@@ -58,3 +62,65 @@ async def test_a_flush_that_was_given_up_ends_no_connection(nats_client: Client)
     assert nats_client._reading_task is not None
     assert not nats_client._reading_task.done()
     assert nats_client.stats["reconnects"] == 0
+
+
+async def test_a_flush_comes_behind_what_was_sent_before_it(nats_client: Client) -> None:
+    transport = nats_client._transport
+    assert transport is not None
+    sent = bytearray()
+
+    class Watched:
+        """Notes what is written, in its order."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(transport, name)
+
+        def write(self, data: bytes) -> None:
+            sent.extend(data)
+            transport.write(data)
+
+        def writelines(self, lines: list[bytes]) -> None:
+            sent.extend(b"".join(lines))
+            transport.writelines(lines)
+
+    listening = await nats_client.subscribe("here")
+    await nats_client.flush()
+    nats_client._transport = Watched()  # type: ignore[assignment]  # (it does what is asked of it)
+    await nats_client.publish("there", b"word")
+    await listening.drain()
+    assert sent.index(b"PUB there") < sent.index(b"UNSUB") < sent.index(b"PING")
+
+
+async def test_what_comes_until_a_connection_is_drained_is_handed_over(
+    nats_server: EmbeddedServer, nats_client: Client
+) -> None:
+    taken = sent = 0
+    enough = False
+
+    async def take(_: Msg) -> None:
+        nonlocal taken
+        taken += 1
+
+    async def send() -> None:
+        nonlocal sent
+        while not enough:
+            await nats_client.publish("drained", b"")
+            sent += 1
+            await nats_client.flush()
+
+    for _ in range(20):
+        draining = await connect(nats_server.url, name="draining", settings=Settings())
+        kept = await connect(nats_server.url, name="kept", settings=Settings())
+        for each in (draining, kept):
+            await each.subscribe("drained", queue="q", cb=take)
+            await each.flush()
+        taken = sent = 0
+        enough = False
+        sending = asyncio.ensure_future(send())
+        while taken < 20:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0)
+        await draining.drain()
+        enough = True
+        await sending
+        await kept.drain()
+        assert taken == sent
