@@ -120,7 +120,7 @@ async def running(
     """
     name = "convo-" + "-".join(services)
     async with contextlib.AsyncExitStack() as stack:
-        serving = await connect(url, name=name, settings=settings)
+        serving = await connect(url, name=name, settings=settings, kind=LeanClient)
         serving.never_answer = NEVER_ANSWER
         stack.push_async_callback(serving.close)
         writing = await connect(url, name=f"{name}-write", settings=settings, kind=LeanClient)

@@ -177,12 +177,15 @@ class Committer:
         request_timeout: float = 2.0,
         deadline: float = 30.0,
         gather: float = 0.0,
+        writer: str | None = None,
     ) -> None:
         """`request_timeout` (s): for one answer. `deadline` (s): for a write, hand-over to done.
 
         `gather` (s): how long those whom a batch has answered may take to come back with their next
         write before the next batch goes without them; 0 waits for nobody. For callers that do
         nothing but wait for each write, as threads do: they would share every other batch only.
+
+        `writer`: what every id begins with that something is sent under; nobody else's may.
         """
         self.distrusts_reading = False
         """What the store shows may not be on disk: nothing is settled by reading it."""
@@ -210,7 +213,7 @@ class Committer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._untold: deque[Write] = deque()
         self._telling = False
-        self._id_prefix = NUID().next().decode()
+        self._id_prefix = writer or NUID().next().decode()
         self._id_numbers = count(1)
         self._idle = asyncio.Event()
         self._idle.set()

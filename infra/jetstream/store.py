@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 from nats.aio.client import Client
+from nats.nuid import NUID
 
 from infra.jetstream.committer import Committer, Counters, Write
 from infra.jetstream.envelope import Message, Recorded, Tail
@@ -58,6 +59,8 @@ class Store:
         self.streams = streams
         self.reader = Reader(reading, timeout=request_timeout)
         self.snapshots = Snapshots(reading, topology, timeout=request_timeout)
+        writer = NUID().next().decode()
+        self._writer = writer.encode()
         self._committers = [
             Committer(
                 writing,
@@ -66,6 +69,7 @@ class Store:
                 request_timeout=request_timeout,
                 deadline=deadline,
                 gather=gather,
+                writer=writer,
             )
             for partition in range(topology.partitions)
         ]
@@ -113,6 +117,10 @@ class Store:
         """Waits until every write handed over is done, and lets go of the connections."""
         await asyncio.gather(*(committer.idle() for committer in self._committers))
         await self.reader.close()
+
+    def wrote(self, block: bytes) -> bool:
+        """Whether the header block of an event says that it was written here."""
+        return self._writer in block
 
     def distrust_reading(self, distrusts: bool) -> None:
         """Whether the server may show what is not on disk (it could not write): until that is over

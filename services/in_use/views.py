@@ -125,8 +125,8 @@ class Views:
             return
         try:
             seq = sequence_in(headers)
-            if not entry.loaded:
-                entry.heard_seq = seq
+            if not entry.loaded or (entry.pending and self._store.wrote(headers)):
+                entry.heard_seq = seq  # one of ours is shown when the store has told us: see below
             elif entry.view.seq < seq:
                 self._take_in(entry, unpack(headers_of(headers), body))
         except Exception as error:  # noqa: BLE001 (whatever it is, the ledger itself is asked next)

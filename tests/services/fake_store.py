@@ -54,6 +54,9 @@ class FakeStore:
         self._random = random
         self._lag = lag
 
+    def wrote(self, block: bytes) -> bool:
+        return False  # it writes under no id
+
     async def from_any_copy(self, read: Callable[[], Awaitable[T]]) -> T:
         return await read()
 

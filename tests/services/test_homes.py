@@ -56,7 +56,7 @@ def homes_of(worker: Process) -> Homes:
 
 def carried_out(worker: Process) -> set[str]:
     """The conversations that this worker has decided a command on."""
-    return {key for key, entry in worker.conversations._in_use.items() if entry.tail.version}
+    return {key for key, entry in worker.conversations.cache.entries.items() if entry.tail.version}
 
 
 async def ask(
