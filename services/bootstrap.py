@@ -171,9 +171,7 @@ async def running(
         finally:
             await process.sweeper.close()
             await others.stop()
-            if serving.is_connected:
-                await process.commands.leave()
-                await serving.drain()
+            await _drain(serving, process.commands)
             await process.queries.idle()
             await process.audit.idle()
             await process.notary.close()
@@ -184,6 +182,13 @@ async def running(
             await others.say_bye(writing)
             await process.commands.idle()
             await outbox.close()
+
+
+async def _drain(serving: Client, commands: CommandService) -> None:
+    """Ends the subscriptions, and returns once what they brought is taken."""
+    if serving.is_connected:
+        await commands.leave()
+        await serving.drain()
 
 
 async def _open(topology: Topology, fence: Fence, writing: Client, reading: Client) -> Store:

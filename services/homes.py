@@ -51,6 +51,8 @@ REMEMBERED_BYTES = 16_000_000
 _ROOM_BYTES = 4_096
 _ENTRY_BYTES = 1_000
 _NO_RESPONDERS = "503"
+_TRIAL = "trial"
+_TRIAL_S = 2.0
 
 Take = Callable[[Request], Awaitable[None]]
 
@@ -83,17 +85,26 @@ class Homes:
         self._numbers = count(1)
         self._sent: OrderedDict[str, _Sent] = OrderedDict()
         self._sent_bytes = 0
+        self._reached = asyncio.Event()
         self._saying: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
 
     async def start(self) -> None:
         """Listens to the others, takes what they pass on, and says that we are there.
 
-        Where several servers carry the messages each worker keeps what it gets.
+        Where several servers carry the messages, or this one may not send there, each worker keeps
+        what it gets.
         """
         if self._nc._server_info.get("cluster"):  # nats-py has no public name for it
             return
         await self._nc.subscribe(f"{PASSED_ON}{self.id}.>", cb=self._on_passed)
+        await self._nc.publish(f"{PASSED_ON}{self.id}.{_TRIAL}")
+        await self._nc.flush()
+        try:
+            await asyncio.wait_for(self._reached.wait(), _TRIAL_S)
+        except TimeoutError:
+            log.warning("may not use %s>: commands are carried out where they come", PASSED_ON)
+            return
         await self._nc.subscribe(f"{self._inbox}*", cb=self._on_nobody)
         await self._nc.subscribe(WORKERS, cb=self._on_word)
         await self._nc.flush()
@@ -156,6 +167,9 @@ class Homes:
 
     async def _on_passed(self, message: Msg) -> None:
         """Takes a request that another worker was asked."""
+        if message.subject.endswith(f"{self.id}.{_TRIAL}"):
+            self._reached.set()
+            return
         headers = message.headers or {}
         message.reply = headers.pop(REPLY, "")
         if message.reply.startswith(NEVER_ANSWER):

@@ -32,6 +32,7 @@ from services.bootstrap import topology, tune_garbage_collection
 from services.commands import CommandService
 from services.conversations import Conversations
 from services.endpoint import Outbox
+from services.homes import PASSED_ON
 from tests.benchmarks.texts import text
 
 WRITERS = 256
@@ -150,6 +151,12 @@ async def measure(writers: int, appends: int) -> tuple[float, Counter[str]]:
         store, limits=Limits(), window_size=WINDOW, cache_bytes=CACHE_BYTES, epoch=lambda: 1
     )
     service = CommandService(conversations, Outbox(serving))
+    to_itself = PASSED_ON.encode()
+    requests.published = lambda subject, _: (
+        message(subject, subscription_of(serving, PASSED_ON), b"")
+        if subject.startswith(to_itself)
+        else b""
+    )
     await service.start(serving)
     await writing._init_request_sub()
     sid, answers = subscription_of(serving, "convo.cmd."), subscription_of(writing, "_INBOX")

@@ -19,6 +19,7 @@ from nats.micro.request import Request
 from nats.nuid import NUID
 
 from infra.connection import connect
+from infra.jetstream.lean import LeanClient
 from infra.server import EmbeddedServer
 from infra.settings import Settings
 from services import homes
@@ -244,6 +245,30 @@ async def test_what_is_passed_on_by_a_stranger_is_answered_to_no_subject_of_the_
 
     assert answer["version"] == 1
     assert heard == []
+
+
+async def test_a_worker_that_may_not_pass_anything_on_keeps_what_it_gets(
+    nats_server: EmbeddedServer,
+    nats_client: Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    publish = LeanClient.publish
+
+    async def denied(self: LeanClient, subject: str, *args: Any, **given: Any) -> None:
+        if not subject.startswith(PASSED_ON):  # the server drops it without an answer
+            await publish(self, subject, *args, **given)
+
+    monkeypatch.setattr(homes, "_TRIAL_S", 0.1)
+    async with workers(nats_server, tmp_path / "here", 1) as [here]:
+        monkeypatch.setattr(LeanClient, "publish", denied)
+        async with workers(nats_server, tmp_path / "there", 1) as [there]:
+            names = [f"kept-{number}" for number in range(8)]
+            versions = await asyncio.gather(*(said(nats_client, name, 3) for name in names))
+            assert homes_of(here)._homes == [homes_of(here).id]
+            assert homes_of(there)._homes == [homes_of(there).id]
+
+    assert versions == [[2, 3, 4]] * len(names)
 
 
 async def test_of_what_was_passed_on_only_so_much_is_remembered(
