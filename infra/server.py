@@ -13,13 +13,14 @@ import contextlib
 import errno
 import importlib.metadata
 import json
+import logging
 import re
 import shutil
 import signal
 import socket
 import sysconfig
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
@@ -27,11 +28,19 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+import nats
+from nats.errors import Error as NatsError
+
 from infra.connection import ServerTooOld, require_version
+from infra.jetstream.blocks import BlocksUnreadable, cut_from
+from infra.jetstream.errors import StoreUnavailable
+from infra.jetstream.whole import find_whole
 from infra.lock import DataDirUnusable, FileLock
 from infra.staging import Staging
 from infra.startable import Startable
 from infra.supervision import Child, Program, State, Supervisor
+
+log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 PROGRAM = "nats-server"
@@ -163,23 +172,14 @@ class EmbeddedServer(Startable):
         self._store_lock = await self._take_store()
         try:
             await self._port_is_free()
-            config = self._write_config()
-            log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
+            lost = Staging.lost(self._store)
             if self.staging:
                 self.staging.open()
-            self._child = self._supervisor.start(
-                Program(
-                    name=self.process,
-                    argv=[str(program), "--config", str(config)],
-                    output=self.log_file,
-                    keep_fds=(self._store_lock.fd,),
-                ),
-                keep=False,
-            )
-            if meanwhile is not None and self.port:
-                meanwhile(self.url)
-            self.version = await self._answering(self._child, log_start, within)
-            require_version(self.version, self.url)
+            self._child = await self._run(program, within, meanwhile)
+            if lost and (begun := await self._unfinished(lost)):
+                await self._supervisor.stop([self.process], within=STOP_TIMEOUT_S)
+                _cut(begun)
+                self._child = await self._run(program, within, None)
             if self.staging:
                 self.staging.link()
             self._child.keep = True
@@ -187,6 +187,43 @@ class EmbeddedServer(Startable):
         except BaseException:
             await self.stop(within=0)
             raise
+
+    async def _run(
+        self, program: Path, within: float, meanwhile: Callable[[str], None] | None
+    ) -> Child:
+        config = self._write_config()
+        log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
+        assert self._store_lock is not None
+        self._child = self._supervisor.start(
+            Program(
+                name=self.process,
+                argv=[str(program), "--config", str(config)],
+                output=self.log_file,
+                keep_fds=(self._store_lock.fd,),
+            ),
+            keep=False,
+        )
+        if meanwhile is not None and self.port:
+            meanwhile(self.url)
+        self.version = await self._answering(self._child, log_start, within)
+        require_version(self.version, self.url)
+        return self._child
+
+    async def _unfinished(self, streams: Iterable[Path]) -> dict[Path, int]:
+        """Those streams that end with a part of a batch, and the sequence where that begins."""
+        begun = {}
+        client = await nats.connect(self.url, allow_reconnect=False)
+        try:
+            for stream in streams:
+                told = await client.jetstream().stream_info(stream.name)
+                whole = await find_whole(client, stream.name, seen=0, timeout=STOP_TIMEOUT_S)
+                if told.state.last_seq > whole:
+                    begun[stream] = whole + 1
+        except (NatsError, StoreUnavailable) as error:
+            raise ServerFailed(f"the ends of the streams cannot be read: {error}") from error
+        finally:
+            await client.close()
+        return begun
 
     async def stop(
         self, *, within: float = STOP_TIMEOUT_S, hurry: asyncio.Event | None = None
@@ -363,6 +400,24 @@ cluster {{
   routes: [{routes}]
 }}
 """
+
+
+def _cut(begun: Mapping[Path, int]) -> None:
+    """Removes the parts of batches that a loss of power left. ServerFailed when it cannot."""
+    for stream, seq in begun.items():
+        log.warning(
+            "power failed while a batch was written, which nobody was told is stored: "
+            "what is there of it, from sequence %d of %s on, is removed",
+            seq,
+            stream.name,
+        )
+        try:
+            cut_from(stream, seq)
+        except (BlocksUnreadable, OSError) as error:
+            raise ServerFailed(
+                f"{stream.name} ends with a part of a batch, from sequence {seq} on, which cannot "
+                f"be removed: {error}. Restore the last backup into a new directory (convo restore)"
+            ) from error
 
 
 def require_free(port: int) -> None:

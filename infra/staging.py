@@ -6,10 +6,9 @@ acknowledged, and then into the stream, where one fsync covers it all. On a disk
 is most of what a small batch costs: about 2.5 of 3 ms, for folders made, flushed and removed.
 
 Only a server that comes back after it died between the two needs it: it completes the batch from
-there. So what is staged has to outlive that process, which it does in memory, and need not outlive
-the machine: after a power cut the batch lies incomplete at the stream's end, as it may with a
-staging store on the disk (nobody syncs the messages in that), was never acknowledged, and is no
-batch to any reader (`infra.jetstream.whole`).
+there. So what is staged has to outlive that process, which it does in memory. It does not outlive a
+loss of power: then `lost` says so, and whoever starts the server cuts off what is there of a batch
+that was under way (`infra.jetstream.blocks`). It was never acknowledged.
 
 So each stream's `batches` becomes a link to a folder on tmpfs. The server takes it down at each
 start, once it has read what lies there, and whoever keeps the server puts it back. Whatever is
@@ -69,6 +68,14 @@ class Staging:
     def folder(self) -> Path:
         """Where the batches of these streams are staged; there while the server runs."""
         return self._folder
+
+    @staticmethod
+    def lost(store: Path) -> list[Path]:
+        """The folders of those streams whose staged batches are gone, with the memory they were
+        in; to be asked before the server is started."""
+        streams = store.glob("jetstream/*/streams/*")
+        linked = [each for each in streams if (each / _BATCHES).is_symlink()]
+        return [each for each in linked if not (each / _BATCHES).exists()]
 
     def open(self) -> None:
         """Begins to look after it, where that can be done."""
@@ -154,6 +161,7 @@ class Staging:
             if batches.is_dir():
                 return
             batches.unlink()
+            self._claim()  # somebody has emptied the memory
         elif batches.is_dir():
             batches.rmdir()
         home = self._folder / stream.relative_to(self._store)
