@@ -48,9 +48,11 @@ log = logging.getLogger(__name__)
 MEMORY_BYTES: Final = 1 << 30
 THREADS: Final = 2
 
-WAL_SHARE: Final = 8
-"""What part of the memory the log may grow to before it is put into the file. What is in the log is
-in memory too; and each time, the last rows of every table are packed anew."""
+WAL_BYTES: Final = 128 << 20
+WAL_SHARE: Final = 4
+"""The log may grow to so much, or to this part of the memory, before it is put into the file. What
+is in the log is in memory too, half as large again; and each time, the last rows of every table are
+packed anew."""
 
 _MAY_READ: Final = "convo_quack_may_read"
 
@@ -131,7 +133,7 @@ class DuckDBDatastore:
                     "threads": threads,
                     "temp_directory": "",  # a query that outgrows its memory ends
                     "preserve_insertion_order": "false",
-                    "checkpoint_threshold": f"{memory_bytes // WAL_SHARE}B",
+                    "checkpoint_threshold": f"{min(WAL_BYTES, memory_bytes // WAL_SHARE)}B",
                     "python_enable_replacements": "false",
                     "autoinstall_known_extensions": "false",
                     "autoload_known_extensions": "false",

@@ -1,12 +1,16 @@
 """The analytics path measured.
 
-    python -m tests.benchmarks.analytics [EVENTS] [--data DIR]
+    python -m tests.benchmarks.analytics [EVENTS] [--data DIR] [--rounds N]
 
-One ledger of EVENTS events (half messages, half usage, as in a chat), then in the same run:
+One ledger of EVENTS events (half messages, half usage, as in a chat), then in the same run, N times
+one after the other (3, medians):
 
-- do-nothing: nats-py reads the beginning of the stream through an ordered consumer with a callback,
-  before and after the ingest, and through pull requests with `fetch(1000)`;
-- ingest: an empty projection catches up with the same stream;
+- do-nothing: nats-py reads the stream, its first million events at most, through an ordered
+  consumer with a callback that counts them, on uvloop; once also by `fetch(1000)`;
+- ingest: an empty projection, in a new process, catches up with the same stream;
+
+and then, with the tables of the last ingest:
+
 - lag: 2,000 events/s more, how long it takes until one just stored is in an answer (p50, p99);
 - daily usage: `FROM daily_usage` meanwhile, over NATS (p50, p99);
 - memory: what the analytics process took after each half million events of the ingest, and at most.
@@ -29,7 +33,7 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import Any
 
 import nats
@@ -57,7 +61,9 @@ MODELS = ("gpt-4o", "claude-sonnet-4-5", "gemini-2.5-pro", "of-our-own")
 LAG_RATE = 2_000
 LAG_S = 15.0
 FETCHED = 200_000
-CONSUMED = 500_000
+CONSUMED = 1_000_000
+ROUNDS = 3
+POLL_S = 0.1
 MEMORY_EVERY = 500_000
 
 
@@ -189,7 +195,7 @@ async def ingesting(client: Client, count: int, child: Child) -> tuple[float, li
     while (now := await position(client)) < count:
         if now >= MEMORY_EVERY * (len(memory) + 1):
             memory.append(memory_mb(child, "VmRSS"))
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(POLL_S)
     rate = (now - first) / (time.perf_counter() - started)
     return rate, [*memory, memory_mb(child, "VmRSS")]
 
@@ -225,7 +231,60 @@ def memory_mb(child: Child, what: str) -> int:
     return int(line.split()[1]) // 1024
 
 
-async def measure(count: int, directory: Path, *, tables: bool) -> None:
+class Service:
+    """`convo serve analytics` in a process of its own."""
+
+    def __init__(self, directory: Path, url: str) -> None:
+        self.url = url
+        self._tables = directory / "analytics"
+        self._supervisor = Supervisor(directory / "status.json")
+        environment = {
+            **os.environ,
+            "CONVO_DATA_DIR": str(directory),
+            "CONVO_NATS_URL": url,
+            "PYTHONPATH": str(ROOT),
+        }
+        argv = (sys.executable, "-P", "-m", "services.cli", "serve", "analytics")
+        self._program = Program("analytics", argv, environment)
+
+    def start(self) -> Child:
+        """Starts it with the tables that are there."""
+        return self._supervisor.start(self._program)
+
+    async def stop(self) -> None:
+        await self._supervisor.stop(["analytics"], within=10, hurry=asyncio.Event())
+        self._supervisor.children.pop("analytics", None)
+
+    async def start_anew(self) -> Child:
+        """Ends it and starts it without tables."""
+        await self.stop()
+        shutil.rmtree(self._tables, ignore_errors=True)
+        return self.start()
+
+
+async def compared(service: Service, client: Client, head: int, rounds: int) -> Child:
+    """Has the consumer that does nothing and an ingest take turns; returns the last ingest's
+    process."""
+    consumed: list[float] = []
+    ingested: list[float] = []
+    for _ in range(rounds):
+        await service.stop()  # it would read along
+        consumed.append(await ordered(service.url, min(head, CONSUMED)))
+        child = await service.start_anew()
+        rate, memory = await ingesting(client, head, child)
+        ingested.append(rate)
+        print(f"ordered consumer  {consumed[-1]:>9,.0f} events/s, doing nothing")
+        print(f"ingest            {rate:>9,.0f} events/s")
+        took = ", ".join(f"{each:,}" for each in memory)
+        print(f"memory            {took} MB after each {MEMORY_EVERY:,} events and at the end")
+        print(f"                  {memory_mb(child, 'VmHWM'):,} MB at most", flush=True)
+    ratio = median(ingested) / median(consumed)
+    print(f"medians           {median(ingested):>9,.0f} events/s of {median(consumed):,.0f}")
+    print(f"                  {ratio:>9.2f} of it", flush=True)
+    return child
+
+
+async def measure(count: int, directory: Path, *, tables: bool, rounds: int) -> None:
     settings = Settings(data_dir=directory)
     async with EmbeddedServer(directory) as server:
         writing = await connect(server.url, name="bench", settings=settings)
@@ -237,32 +296,14 @@ async def measure(count: int, directory: Path, *, tables: bool) -> None:
             await Source(store, f"c{there}").write(count - there)
             print(f"stored            {(count - there) / (time.perf_counter() - started):>9,.0f}/s")
         head = (await heads(reading, store.topology))[0]
-        before = after = 0.0
-        if not tables:
-            shutil.rmtree(directory / "analytics", ignore_errors=True)
+        service = Service(directory, server.url)
+        if tables:
+            child = service.start()
+            await ingesting(reading, head, child)
+        else:
             fetched = await fetching(server.url, min(head, FETCHED))
-            print(f"fetch(1000)       {fetched:>9,.0f} events/s, doing nothing")
-            before = await ordered(server.url, min(head, CONSUMED))
-            print(f"ordered consumer  {before:>9,.0f} events/s, doing nothing", flush=True)
-
-        supervisor = Supervisor(directory / "status.json")
-        environment = {
-            **os.environ,
-            "CONVO_DATA_DIR": str(directory),
-            "CONVO_NATS_URL": server.url,
-            "PYTHONPATH": str(ROOT),
-        }
-        argv = (sys.executable, "-P", "-m", "services.cli", "serve", "analytics")
-        child = supervisor.start(Program("analytics", argv, environment))
-        rate, memory = await ingesting(reading, head, child)
-        if not tables:
-            after = await ordered(server.url, min(head, CONSUMED))
-            print(f"ingest            {rate:>9,.0f} events/s")
-            print(f"ordered consumer  {after:>9,.0f} events/s, doing nothing, again")
-            print(f"                  {rate / ((before + after) / 2):>9.2f} of it")
-        took = ", ".join(f"{each:,}" for each in memory)
-        print(f"memory            {took} MB after each {MEMORY_EVERY:,} events and at the end")
-        print(f"                  {memory_mb(child, 'VmHWM'):,} MB at most", flush=True)
+            print(f"fetch(1000)       {fetched:>9,.0f} events/s, doing nothing", flush=True)
+            child = await compared(service, reading, head, rounds)
         used = (await ask(reading, "SELECT count(*) FROM usage"))["rows"][0][0]
         queries: list[float] = []
         lags: list[float] = []
@@ -287,7 +328,7 @@ async def measure(count: int, directory: Path, *, tables: bool) -> None:
         await steady(source, query)
         print(f"daily usage       {shown(queries)} over {used:,} usage rows while ingesting")
         print(f"memory            {memory_mb(child, 'VmHWM'):,} MB at most")
-        await supervisor.stop(["analytics"], within=10, hurry=asyncio.Event())
+        await service.stop()
         await store.close()
         await writing.close()
         await reading.close()
@@ -298,9 +339,11 @@ def main() -> None:
     options.add_argument("events", type=int, nargs="?", default=1_000_000, metavar="EVENTS")
     options.add_argument("--data", type=Path, metavar="DIR", help="Keep the ledger there.")
     options.add_argument("--tables", action="store_true", help="Take the tables there too.")
+    options.add_argument("--rounds", type=int, default=ROUNDS, metavar="N")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        run(measure(given.events, given.data or Path(directory), tables=given.tables))
+        data = given.data or Path(directory)
+        run(measure(given.events, data, tables=given.tables, rounds=given.rounds))
 
 
 if __name__ == "__main__":
