@@ -107,6 +107,10 @@ class AnalyticsTarget:
         """Drops the rows in memory."""
         self._recent, self._before = {}, {}
 
+    def rest(self) -> None:
+        """Puts the log into the file before that takes long."""
+        self._view.datastore.shorten_log()
+
     def _known(self, keys: set[str]) -> dict[str, ConversationRow]:
         """The rows of these conversations: from memory, else from the tables, else new ones.
 

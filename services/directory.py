@@ -133,6 +133,9 @@ class DirectoryTarget:
     def forget(self) -> None:
         """Nothing: all of it is in the tables."""
 
+    def rest(self) -> None:
+        """Nothing."""
+
 
 class DirectoryService:
     """Follows the ledger into the directory's tables, and answers from them."""

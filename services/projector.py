@@ -101,6 +101,9 @@ class Target(Protocol):
     def forget(self) -> None:
         """Drops what it has in memory: the last batch was not written."""
 
+    def rest(self) -> None:
+        """Does what would be in the way while something is waiting: nothing is. Never raises."""
+
 
 class Projector:
     """Fills one target's tables. `changed` is called in the projector's thread at each progress.
@@ -164,6 +167,8 @@ class Projector:
         while not self._stopping.is_set():
             for partition, events in self._gather().items():
                 self._carry_out(partition, events)
+            if self._done == self._heard:
+                self.target.rest()
 
     def _carry_out(self, partition: int, events: Sequence[Recorded]) -> None:
         try:

@@ -181,6 +181,9 @@ class Tables:
     def forget(self) -> None:
         pass
 
+    def rest(self) -> None:
+        pass
+
 
 class LockStep(Projector):
     """A projector without a thread: what it was given is carried out when `take` returns."""

@@ -24,6 +24,7 @@ from domain.events import EVENT_CLASSES, ConversationEvent
 from infra.jetstream.envelope import pack
 from infra.server import EmbeddedServer
 from infra.settings import Settings
+from projections.analytics import view
 from projections.analytics.comparison import digests
 from projections.analytics.view import DuckDBDatastore
 from services.analytics import FILE
@@ -150,6 +151,23 @@ async def test_what_was_acknowledged_is_in_the_tables(
             [2, "recorded", "0.250000000"],
         ]
         assert (await ledger.stats())["state"] == "following"
+
+
+async def test_once_nothing_is_waiting_the_log_is_put_into_the_file(
+    ledger: Ledger, nats_server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(view, "SHORT_WAL_BYTES", 0)
+    used = "SELECT count(*) FROM usage WHERE conversation_id = 'c-log'"
+    log = tmp_path / f"{FILE}.wal"
+    async with analytics(nats_server, tmp_path):
+        seq = await life(ledger, "c-log")
+        assert await ledger.rows(used, min_seq=seq) == [[2]]
+
+        async with asyncio.timeout(20):
+            while log.exists() and log.stat().st_size:  # noqa: ASYNC110 (DuckDB tells nobody)
+                await asyncio.sleep(0.01)
+
+        assert await ledger.rows(used) == [[2]]
 
 
 async def test_a_projector_that_starts_again_gives_the_tables_of_one_that_never_stopped(

@@ -80,6 +80,32 @@ def test_tables_survive_a_restart(tmp_path: Path) -> None:
     again.datastore.close()
 
 
+def test_a_long_log_is_put_into_the_file_also_beside_a_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ledger.duckdb"
+    log = tmp_path / "ledger.duckdb.wal"
+    tables = AnalyticsView(DuckDBDatastore(path))
+    tables.write(a_batch(), Tracking("CONVO-EVENTS-0", 7))
+    tables.datastore.shorten_log()
+    assert log.stat().st_size > 0, "it was not long"
+    reader = tables.datastore.cursor()
+    reader.begin()
+    seen = reader.execute("SELECT count(*) FROM conversations").fetchone()
+    monkeypatch.setattr(view, "SHORT_WAL_BYTES", 0)
+
+    tables.write(a_batch("acme.c-2"), Tracking("CONVO-EVENTS-0", 8))
+    tables.datastore.shorten_log()
+
+    assert reader.execute("SELECT count(*) FROM conversations").fetchone() == seen
+    assert count(tables, "conversations") == 2
+    reader.commit()
+    tables.datastore.shorten_log()
+    assert not log.exists() or log.stat().st_size == 0
+    tables.datastore.close()
+    assert count(AnalyticsView(DuckDBDatastore(path)), "conversations") == 2
+
+
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ledger.duckdb"
     path.write_bytes(b"not a database" * 1000)
