@@ -18,6 +18,7 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.errors import SlowConsumerError
 
+from infra.lean import LeanClient
 from infra.settings import Settings, variable, without_password
 from infra.sturdy import SturdyClient
 
@@ -97,10 +98,9 @@ async def connect(
     name: str,
     settings: Settings,
     within: float = FIRST_CONNECT_TIMEOUT_S,
-    kind: type[SturdyClient] = SturdyClient,
-) -> SturdyClient:
-    """Returns a connection that is up, by the settings; see `dial`. `kind`: of the client."""
-    return await dial(kind(), url, name=name, access=Access.of(settings), within=within)
+) -> LeanClient:
+    """Returns a connection that is up, by the settings; see `dial`."""
+    return await dial(LeanClient(), url, name=name, access=Access.of(settings), within=within)
 
 
 async def dial(client: Dialled, url: str, *, name: str, access: Access, within: float) -> Dialled:

@@ -21,9 +21,9 @@ from domain.conversation import Limits
 from infra.connection import connect
 from infra.jetstream.errors import StoreUnavailable
 from infra.jetstream.fence import Fence
-from infra.jetstream.lean import LeanClient
 from infra.jetstream.store import Store
 from infra.jetstream.topology import Topology
+from infra.lean import LeanClient
 from infra.settings import Settings
 from services.audit import AuditService
 from services.commands import CommandService
@@ -120,13 +120,13 @@ async def running(
     """
     name = "convo-" + "-".join(services)
     async with contextlib.AsyncExitStack() as stack:
-        serving = await connect(url, name=name, settings=settings, kind=LeanClient)
+        serving = await connect(url, name=name, settings=settings)
         serving.never_answer = NEVER_ANSWER
         stack.push_async_callback(serving.close)
-        writing = await connect(url, name=f"{name}-write", settings=settings, kind=LeanClient)
+        writing = await connect(url, name=f"{name}-write", settings=settings)
         writing.fails_with_connection = True  # whoever appends reads back, and is there sooner
         stack.push_async_callback(writing.close)
-        reading = await connect(url, name=f"{name}-read", settings=settings, kind=LeanClient)
+        reading = await connect(url, name=f"{name}-read", settings=settings)
         stack.push_async_callback(reading.close)
         ledger = topology(settings)
         fence = Fence(reading, settings.data_dir / FENCE, ledger.events_configs())
@@ -191,7 +191,7 @@ async def _drain(serving: Client, commands: CommandService) -> None:
         await serving.drain()
 
 
-async def _open(topology: Topology, fence: Fence, writing: Client, reading: Client) -> Store:
+async def _open(topology: Topology, fence: Fence, writing: LeanClient, reading: Client) -> Store:
     give_up_at = asyncio.get_running_loop().time() + STORE_WITHIN_S
     while True:
         try:

@@ -38,7 +38,6 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, ClassVar
 
-from nats.aio.client import Client
 from nats.errors import (
     ConnectionClosedError,
     ConnectionDrainingError,
@@ -69,6 +68,7 @@ from infra.jetstream.errors import (
 )
 from infra.jetstream.topology import BATCH_MESSAGES_MAX, call
 from infra.jetstream.whole import find_whole, may_be_open
+from infra.lean import Event, LeanClient
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ class Committer:
 
     def __init__(
         self,
-        nc: Client,
+        nc: LeanClient,
         stream: str,
         *,
         event_bytes_max: int,
@@ -475,36 +475,32 @@ class Committer:
     async def _publish_one(self, group: list[Write], id: str) -> outcome.Outcome:
         message = group[0].messages[0]
         _assert_in_order([message])
-        headers = message.headers()
-        headers[WRITE_ID] = id
-        headers[EXPECTED_LAST_SUBJECT_SEQUENCE] = str(message.tail.seq)
-        return await self._request(message, headers)
+        expected = f"{EXPECTED_LAST_SUBJECT_SEQUENCE}: {message.tail.seq}\r\n"
+        return await self._request(message, f"{message.lines()}{WRITE_ID}: {id}\r\n{expected}")
 
     async def _publish_batch(self, group: list[Write], id: str) -> outcome.Outcome:
         """Sends all events of the group as a new atomic batch; its commit is what is answered."""
         expected: set[Tail] = set()
         messages = [message for write in group for message in write.messages]
         _assert_in_order(messages)
+        events: list[Event] = []
         for place, message in enumerate(messages, start=1):
-            headers = message.headers()
-            headers[BATCH_ID] = id
-            headers[BATCH_SEQUENCE] = str(place)
-            if message.tail not in expected:
-                expected.add(message.tail)
-                headers[EXPECTED_LAST_SUBJECT_SEQUENCE] = str(message.tail.seq)
-            if place == len(messages):
-                headers[BATCH_COMMIT] = "1"
-                return await self._request(message, headers)
-            try:
-                await self._nc.publish(message.tail.subject, message.body, headers=headers)
-            except NATS_FAILURES as error:
-                return outcome.of_exception(error, sent=False)  # no commit was sent
-        raise AssertionError("a batch without events")
+            tail = message.tail
+            lines = f"{message.lines()}{BATCH_ID}: {id}\r\n{BATCH_SEQUENCE}: {place}\r\n"
+            if tail not in expected:
+                expected.add(tail)
+                lines += f"{EXPECTED_LAST_SUBJECT_SEQUENCE}: {tail.seq}\r\n"
+            events.append((tail.subject, lines, message.body))
+        try:
+            await self._nc.publish_events(events[:-1])
+        except NATS_FAILURES as error:
+            return outcome.of_exception(error, sent=False)  # no commit was sent
+        return await self._request(messages[-1], f"{events[-1][1]}{BATCH_COMMIT}: 1\r\n")
 
-    async def _request(self, message: Message, headers: dict[str, str]) -> outcome.Outcome:
+    async def _request(self, message: Message, lines: str) -> outcome.Outcome:
         try:
             reply = await self._nc.request(
-                message.tail.subject, message.body, timeout=self._timeout, headers=headers
+                message.tail.subject, message.body, timeout=self._timeout, headers=lines
             )
         except (OutboundBufferLimitError, ConnectionClosedError, ConnectionDrainingError) as error:
             return outcome.of_exception(error, sent=False)

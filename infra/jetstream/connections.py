@@ -12,7 +12,7 @@ from nats.aio.client import Client
 
 from infra.connection import Access, ConnectionRefused, ServerTooOld, dial
 from infra.jetstream.errors import NATS_FAILURES, StoreUnavailable
-from infra.jetstream.lean import LeanClient
+from infra.lean import LeanClient
 from infra.settings import without_password
 
 
@@ -35,7 +35,7 @@ class Server:
 class Connections:
     """Three of them, so that neither a long read nor a subscription ever delays a commit."""
 
-    writing: Client
+    writing: LeanClient
     reading: Client
     tailing: Client
 
@@ -60,7 +60,7 @@ class Connections:
             await _close(client)
 
 
-async def _connect(server: Server, name: str) -> Client:
+async def _connect(server: Server, name: str) -> LeanClient:
     """A connection that is up, and reconnects for ever. Raises OperationalError."""
     try:
         return await dial(

@@ -94,6 +94,13 @@ class Message(NamedTuple):
     digest: bytes
     body: bytes
 
+    def lines(self) -> str:
+        """The event's own headers as they travel: a line each."""
+        return (
+            f"{EVENT_TYPE}: {self.topic}\r\n{EVENT_VERSION}: {self.version}\r\n"
+            f"{EVENT_HASH}: {self.digest.hex()}\r\n"
+        )
+
     def headers(self) -> dict[str, str]:
         """The event's own headers, a new dict at each call."""
         return {

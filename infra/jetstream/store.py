@@ -22,6 +22,7 @@ from infra.jetstream.reader import Reader
 from infra.jetstream.scan import Stored
 from infra.jetstream.snapshots import Snapshots
 from infra.jetstream.topology import EVENT_BYTES_MAX, Topology, ensure
+from infra.lean import LeanClient
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Store:
         self,
         topology: Topology,
         *,
-        writing: Client,
+        writing: LeanClient,
         reading: Client,
         streams: Sequence[dict[str, Any]],
         request_timeout: float,
@@ -79,7 +80,7 @@ class Store:
         cls,
         topology: Topology,
         *,
-        writing: Client,
+        writing: LeanClient,
         reading: Client,
         request_timeout: float | None = None,
         deadline: float = 30.0,

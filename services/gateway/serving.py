@@ -20,7 +20,6 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from infra.connection import connect
-from infra.jetstream.lean import LeanClient
 from infra.settings import Settings, variable
 from services.gateway.app import create_app, guarded
 from services.gateway.errors import GatewayUnusable
@@ -73,7 +72,7 @@ async def running(settings: Settings, *, url: str) -> AsyncIterator[str]:
     async with contextlib.AsyncExitStack() as stack:
         authority = authority_of(settings)
         listener = stack.enter_context(listening(settings))
-        asking = await connect(url, name="convo-gateway", settings=settings, kind=LeanClient)
+        asking = await connect(url, name="convo-gateway", settings=settings)
         stack.push_async_callback(asking.close)
         hearing = await connect(url, name="convo-gateway-live", settings=settings)
         stack.push_async_callback(hearing.close)

@@ -24,6 +24,7 @@ from infra.jetstream.archive import Archive
 from infra.jetstream.envelope import Tail
 from infra.jetstream.store import Store
 from infra.jetstream.topology import call
+from infra.lean import LeanClient
 from infra.loop import run
 from infra.server import EmbeddedServer
 from infra.settings import Settings
@@ -49,7 +50,7 @@ def timed(what: str, events: int, file: Path | None = None) -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def another(folder: Path) -> AsyncIterator[Client]:
+async def another(folder: Path) -> AsyncIterator[LeanClient]:
     """A connection to a server of its own."""
     async with EmbeddedServer(folder) as server:
         client = await connect(server.url, name="bench", settings=Settings())

@@ -24,8 +24,8 @@ from unittest.mock import patch
 from nats.aio.client import Client
 
 from domain.conversation import Limits
-from infra.jetstream.lean import LeanClient
 from infra.jetstream.store import Store
+from infra.lean import LeanClient
 from infra.loop import run
 from infra.settings import Settings
 from services.bootstrap import topology, tune_garbage_collection

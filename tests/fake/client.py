@@ -7,11 +7,10 @@ request whose connection breaks fails by its own timeout.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 from typing import Any, cast
 
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import (
     ConnectionClosedError,
@@ -21,7 +20,9 @@ from nats.errors import (
 )
 from nats.errors import TimeoutError as NoAnswer
 
+from infra.lean import Event, LeanClient
 from services.others import WORKERS
+from tests.lines import as_headers
 
 from .server import Server
 from .stream import matches
@@ -70,8 +71,8 @@ class FakeClient:
         server.connections.append(self)
 
     @property
-    def as_client(self) -> Client:
-        return cast("Client", self)
+    def as_client(self) -> LeanClient:
+        return cast("LeanClient", self)
 
     # -- as nats-py has it -------------------------------------------------------------------------
 
@@ -92,13 +93,18 @@ class FakeClient:
         copy = dict(headers) if headers else None
         self._send(Wire(subject, subject, reply, copy, payload))
 
+    async def publish_events(self, events: Sequence[Event]) -> None:
+        """Sends several messages."""
+        for subject, lines, body in events:
+            await self.publish(subject, body, headers=as_headers(lines))
+
     async def request(
         self,
         subject: str,
         payload: bytes = b"",
         timeout: float = 0.5,
         old_style: bool = False,
-        headers: Headers | None = None,
+        headers: Headers | str | None = None,
     ) -> Msg:
         """Sends a message and returns the first answer."""
         token = f"{subject if subject == PING else self.name}/{next(self._numbers)}"
@@ -106,7 +112,7 @@ class FakeClient:
         self._requests[token] = answer
         giving_up = self._loop.call_later(timeout, _give_up, answer)
         try:
-            await self.publish(subject, payload, token, headers)
+            await self.publish(subject, payload, token, as_headers(headers))
             message = await answer
         finally:
             giving_up.cancel()

@@ -19,7 +19,7 @@ from nats.micro.request import Request
 from nats.nuid import NUID
 
 from infra.connection import connect
-from infra.jetstream.lean import LeanClient
+from infra.lean import LeanClient
 from infra.server import EmbeddedServer
 from infra.settings import Settings
 from services import homes

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -21,6 +21,9 @@ from nats.errors import (
     StaleConnectionError,
 )
 from nats.errors import TimeoutError as NoAnswer
+
+from infra.lean import Event
+from tests.lines import as_headers
 
 Headers = dict[str, str]
 
@@ -80,19 +83,18 @@ class FaultyClient:
         payload: bytes = b"",
         timeout: float = 0.5,
         old_style: bool = False,
-        headers: Headers | None = None,
+        headers: Headers | str | None = None,
     ) -> Msg:
-        call = Call(self.client, subject, payload, headers, timeout)
+        call = Call(self.client, subject, payload, as_headers(headers), timeout)
         if subject.startswith("$JS.API."):
             return await self.on_api(call)
         self.commits.append(call)
         self.committing.set()
         return await self.on_commit(call)
 
-    async def publish(
-        self, subject: str, payload: bytes = b"", reply: str = "", headers: Headers | None = None
-    ) -> None:
-        await self.on_part(Call(self.client, subject, payload, headers, 0.0))
+    async def publish_events(self, events: Sequence[Event]) -> None:
+        for subject, lines, body in events:
+            await self.on_part(Call(self.client, subject, body, as_headers(lines), 0.0))
 
 
 async def lose_answer(call: Call) -> Msg:

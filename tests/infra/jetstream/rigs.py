@@ -17,6 +17,7 @@ from infra.jetstream.committer import Write
 from infra.jetstream.envelope import Message, Tail, pack
 from infra.jetstream.store import Store
 from infra.jetstream.topology import Topology, call
+from infra.lean import LeanClient
 from infra.server import HOST, find_program, free_port
 from infra.settings import Settings
 
@@ -64,7 +65,7 @@ async def _greets(port: int) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def connected(url: str) -> AsyncIterator[Client]:
+async def connected(url: str) -> AsyncIterator[LeanClient]:
     """A connection as the product makes its own."""
     client = await connect(url, name="test", settings=Settings())
     try:

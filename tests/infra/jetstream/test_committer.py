@@ -43,6 +43,7 @@ from infra.jetstream.errors import (
 )
 from infra.jetstream.store import Store
 from infra.jetstream.topology import BATCH_MESSAGES_MAX, EVENT_BYTES_MAX, Topology, call
+from infra.lean import LeanClient
 from infra.server import EmbeddedServer
 
 from .faulty_client import Call, FaultyClient, Weather, lose, lose_answer
@@ -84,7 +85,7 @@ async def faulty(
         client = FaultyClient(writing)
         store = await Store.open(
             topology or fresh_topology(),
-            writing=cast("Client", client),
+            writing=cast("LeanClient", client),
             reading=reading,
             request_timeout=timeout,
             deadline=deadline,

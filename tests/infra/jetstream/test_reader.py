@@ -24,6 +24,7 @@ from infra.jetstream.envelope import Recorded, Tail
 from infra.jetstream.errors import LedgerDamaged, StoreUnavailable
 from infra.jetstream.reader import Reader
 from infra.jetstream.store import Store
+from infra.lean import LeanClient
 from infra.server import EmbeddedServer
 
 from .rigs import connected, events, fresh_topology, opened, tail_of
@@ -358,7 +359,7 @@ def readings(store: Store) -> list[Callable[[], Awaitable[object]]]:
 
 
 async def test_a_stream_that_is_not_there_is_unavailable_and_not_empty(
-    nats_server: EmbeddedServer, nats_client: Client
+    nats_server: EmbeddedServer, nats_client: LeanClient
 ) -> None:
     async with opened(nats_server.url, request_timeout=0.2) as store:
         nowhere = Store(

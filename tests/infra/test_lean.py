@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +15,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from infra.jetstream import envelope
-from infra.jetstream.lean import LeanClient, _block
+from infra.lean import LeanClient, _block
+from infra.server import EmbeddedServer
 from infra.sturdy import SturdyClient
-from tests.infra.jetstream.nats_process import NatsProcess
 
 EVENT = {
     envelope.EVENT_TYPE: "MessageAppended",
@@ -27,11 +28,11 @@ EVENT = {
 
 
 @pytest_asyncio.fixture
-async def clients(shared_server: NatsProcess) -> AsyncIterator[tuple[Client, Client]]:
+async def clients(nats_server: EmbeddedServer) -> AsyncIterator[tuple[Client, Client]]:
     """The original and the lean one."""
     pair = (SturdyClient(), LeanClient())
     for client in pair:
-        await client.connect(shared_server.url)
+        await client.connect(nats_server.url)
     yield pair
     for client in pair:
         await client.close()
@@ -132,17 +133,17 @@ async def test_what_goes_wrong_is_raised_alike(clients: tuple[Client, Client]) -
             await client.request("silence", b"", timeout=1, headers=EVENT)
 
 
-async def test_a_request_that_could_not_be_sent_leaves_nothing_behind(
-    own_server: NatsProcess,
-) -> None:
+async def test_a_request_that_could_not_be_sent_leaves_nothing_behind(tmp_path: Path) -> None:
+    server = EmbeddedServer(tmp_path)
+    await server.start()
     client = LeanClient()
     lost = asyncio.Event()
 
     async def on_disconnect() -> None:
         lost.set()
 
-    await client.connect(own_server.url, pending_size=0, disconnected_cb=on_disconnect)
-    own_server.stop()
+    await client.connect(server.url, pending_size=0, disconnected_cb=on_disconnect)
+    await server.stop()
     await lost.wait()
     for body in (b"", b"x" * 9_000_000):
         with pytest.raises(errors.Error):
@@ -175,3 +176,34 @@ async def test_a_request_that_is_given_up_leaves_nothing_behind(
 
 async def ignore(_: Msg) -> None:
     pass
+
+
+async def test_headers_may_be_lines_already(clients: tuple[Client, Client]) -> None:
+    lines = "".join(f"{name}: {value}\r\n" for name, value in EVENT.items())
+
+    async def as_a_mapping(client: Client) -> None:
+        await client.publish("lean.one", b"1", headers=EVENT)
+        await client.publish("lean.two", b"", headers=EVENT)
+
+    async def as_lines(client: Any) -> None:
+        await client.publish("lean.one", b"1", headers=lines)
+        await client.publish("lean.two", b"", headers=lines)
+
+    async def in_one_piece(client: Any) -> None:
+        await client.publish_events([("lean.one", lines, b"1"), ("lean.two", lines, b"")])
+        await client.flush()
+
+    original, lean = clients
+    arrived = await received(original, as_a_mapping)
+    assert await received(lean, as_lines) == arrived
+    assert await received(lean, in_one_piece) == arrived
+
+
+async def test_events_that_cannot_be_sent_are_refused_as_a_message_is(
+    clients: tuple[Client, LeanClient],
+) -> None:
+    _, lean = clients
+    lean.options["max_reconnect_attempts"] = 0
+    await lean.close()
+    with pytest.raises(errors.ConnectionClosedError):
+        await lean.publish_events([("lean.one", "", b"")])

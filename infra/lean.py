@@ -1,7 +1,8 @@
 """nats-py's client, quicker at the two things that an append consists of.
 
 `publish` with headers of the usual form and `request` do the same as their originals in a third
-and in half of the time; an answer goes to whoever waits for it without a queue and a task between
+and in half of the time, and both take headers that are lines already; `publish_events` sends many
+messages as one; an answer goes to whoever waits for it without a queue and a task between
 them. Whatever is unusual about a call is left to the originals. Nor does a request that could not
 be sent leave anything behind. All this reaches into nats-py 2.16, and the tests compare the two on
 the wire.
@@ -11,41 +12,28 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any
 
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.errors import ConnectionDrainingError, NoRespondersError
+from nats.errors import (
+    ConnectionClosedError,
+    ConnectionDrainingError,
+    NoRespondersError,
+    OutboundBufferLimitError,
+)
 from nats.errors import TimeoutError as NoAnswer
 
-from infra.jetstream.envelope import (
-    BATCH_COMMIT,
-    BATCH_ID,
-    BATCH_SEQUENCE,
-    EVENT_HASH,
-    EVENT_TYPE,
-    EVENT_VERSION,
-    EXPECTED_LAST_SUBJECT_SEQUENCE,
-    WRITE_ID,
-)
 from infra.sturdy import SturdyClient
 
 _NO_RESPONDERS = "503"
 _LINES = re.compile(r"(?:[A-Za-z0-9-]+: [!-~]+\r\n)+")
 """Headers whose values have no blanks: nothing in them has to be looked at."""
 
-_USUAL = {
-    EVENT_TYPE,
-    EVENT_VERSION,
-    EVENT_HASH,
-    WRITE_ID,
-    EXPECTED_LAST_SUBJECT_SEQUENCE,
-    BATCH_ID,
-    BATCH_SEQUENCE,
-    BATCH_COMMIT,
-}
+Event = tuple[str, str, bytes]
+"""Subject, header lines (each with its end), body."""
 
 
 class LeanClient(SturdyClient):
@@ -62,9 +50,9 @@ class LeanClient(SturdyClient):
         reply: str,
         payload: bytes,
         payload_size: int,
-        headers: Mapping[str, Any] | None,
+        headers: Mapping[str, Any] | str | None,
     ) -> None:
-        block = _block(headers)
+        block = headers if isinstance(headers, str) else _block(headers)
         if block is None or not subject:
             await super()._send_publish(subject, reply, payload, payload_size, headers)  # type: ignore[arg-type]  # (it is called so)
             return
@@ -76,6 +64,27 @@ class LeanClient(SturdyClient):
         await self._send_command(b"".join((command, header, payload, b"\r\n")))
         if self._flush_queue is not None and self._flush_queue.empty():
             await self._flush_pending()
+
+    async def publish_events(self, events: Sequence[Event]) -> None:
+        """Publishes messages, in their order and in one piece, that nobody answers.
+
+        Each within what the server takes. Raises as `publish` does; then none was sent.
+        """
+        if self.is_closed:
+            raise ConnectionClosedError
+        if self.is_draining_pubs:
+            raise ConnectionDrainingError
+        if not self.is_connected:
+            raise OutboundBufferLimitError
+        frames: list[bytes] = []
+        for subject, lines, body in events:
+            header = f"NATS/1.0\r\n{lines}\r\n".encode()
+            size = len(header)
+            frames.append(f"HPUB {subject} {size} {size + len(body)}\r\n".encode())
+            frames += (header, body, b"\r\n")
+            self.stats["out_bytes"] += len(body)
+        self.stats["out_msgs"] += len(events)
+        await self._send_command(b"".join(frames))
 
     async def _init_request_sub(self) -> None:
         await super()._init_request_sub()
@@ -104,11 +113,15 @@ class LeanClient(SturdyClient):
         payload: bytes = b"",
         timeout: float = 0.5,
         old_style: bool = False,
-        headers: dict[str, Any] | None = None,
+        headers: dict[str, Any] | str | None = None,
     ) -> Msg:
-        """As the original: the answer. Raises `nats.errors.TimeoutError` and the others."""
+        """As the original: the answer. Headers may be lines, each with its end.
+
+        Raises `nats.errors.TimeoutError` and the others.
+        """
+        passed: Any = headers  # what they are is looked at in `_send_publish`
         if old_style:
-            return await super().request(subject, payload, timeout, old_style, headers)
+            return await super().request(subject, payload, timeout, old_style, passed)
         if self.is_draining_pubs:
             raise ConnectionDrainingError
         if not self._resp_sub_prefix:
@@ -120,7 +133,7 @@ class LeanClient(SturdyClient):
         try:
             assert self._resp_sub_prefix is not None
             inbox = self._resp_sub_prefix.decode() + token
-            await self.publish(subject, payload, reply=inbox, headers=headers)
+            await self.publish(subject, payload, reply=inbox, headers=passed)
             message = await answer
         finally:
             giving_up.cancel()
@@ -135,15 +148,8 @@ def _block(headers: Mapping[str, Any] | None) -> str | None:
     if not headers:
         return None
     block = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-    if not headers.keys() <= _USUAL:
-        usual = _LINES.fullmatch(block) and block.count("\n") == len(headers)
-        return block if usual else None
-    lines = len(headers)
-    if block.count("\n") != lines or block.count("\r") != lines:
-        return None  # a line break within a value
-    if ":  " in block or ":\t" in block or " \r" in block or "\t\r" in block:
-        return None  # blanks around a value
-    return block
+    usual = _LINES.fullmatch(block) and block.count("\n") == len(headers)
+    return block if usual else None
 
 
 def _give_up(answer: asyncio.Future[Msg]) -> None:
