@@ -7,6 +7,7 @@ projector in front of it, in a state that says why, and nothing behind it is los
 understands it goes on from there.
 
 A thread of its own reads events, folds and writes them, beside the event loop that hears of them.
+A second one that read ahead bought nothing: all but DuckDB's part waits for Python's lock.
 """
 
 from __future__ import annotations
