@@ -186,8 +186,8 @@ async def running(
 
 async def _drain(serving: Client, commands: CommandService) -> None:
     """Ends the subscriptions, and returns once what they brought is taken."""
+    await commands.leave()
     if serving.is_connected:
-        await commands.leave()
         await serving.drain()
 
 

@@ -116,6 +116,8 @@ class Homes:
             return
         await ended(self._saying)
         self._homes = [self.id]  # what still comes is carried out here
+        if not self._nc.is_connected:
+            return
         try:
             await self._nc.publish(WORKERS, f"away {self.id}".encode())
             await self._nc.flush()
