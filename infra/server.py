@@ -250,13 +250,12 @@ class EmbeddedServer(Startable):
             self._child.signal(signal.SIGKILL)
 
     def _prepare_folders(self) -> None:
-        store = self._store
         try:
-            store.mkdir(parents=True, exist_ok=True)
-            for left_by_a_crash in store.parent.glob("*.ports"):
+            self._store.mkdir(parents=True, exist_ok=True)
+            for left_by_a_crash in self._store.parent.glob("*.ports"):
                 left_by_a_crash.unlink()
             self.log_file.parent.mkdir(exist_ok=True)
-            probe = store / ".writable"
+            probe = self._store / ".writable"
             probe.write_bytes(b"")
             probe.unlink()
         except OSError as error:

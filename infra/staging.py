@@ -117,10 +117,10 @@ class Staging:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _keep(self) -> None:
-        while self._free() > ROOM_LEFT:
+        while self._has_room():
             self.link()
             await asyncio.sleep(EVERY_S)
-        log.warning("batches are staged on the disk from here on: %s is full", self._memory)
+        log.warning("batches are staged on the disk from here on: no room on %s", self._memory)
         for stream in self._streams():
             with contextlib.suppress(OSError):
                 (stream / _BATCHES).unlink()
@@ -142,8 +142,15 @@ class Staging:
         """Folders of ours whose stores are there no more: those of killed tests, say."""
         for folder in self._memory.glob(f"{_PREFIX}*"):
             of = folder / _OF
-            if folder.lstat().st_uid == os.getuid() and of.is_symlink() and not of.exists():
-                shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another one removes it at this moment
+                if folder.lstat().st_uid == os.getuid() and of.is_symlink() and not of.exists():
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def _has_room(self) -> bool:
+        try:
+            return self._free() > ROOM_LEFT
+        except OSError:  # it is gone as a whole
+            return False
 
     def _free(self) -> int:
         return shutil.disk_usage(self._memory).free

@@ -137,16 +137,18 @@ class Homes:
     async def pass_on(self, home: str, request: Request) -> bool:
         """Hands a request to that worker; False when it cannot be sent there."""
         message = request._msg  # nats.micro has no public name for its reply subject
-        headers = {**(message.headers or {}), REPLY: message.reply}
-        size = len(message.data) + _ROOM_BYTES
-        if REPLY in (message.headers or ()) or size > self._nc.max_payload:
+        headers = message.headers or {}
+        if REPLY in headers or len(message.data) + _ROOM_BYTES > self._nc.max_payload:
             return False
         token = str(next(self._numbers))
         subject = f"{PASSED_ON}{home}.{message.subject[len(self._prefix) :]}"
         self._remember(token, _Sent(request, home, len(message.data) + _ENTRY_BYTES))
         try:
             await self._nc.publish(
-                subject, message.data, reply=f"{self._inbox}{token}", headers=headers
+                subject,
+                message.data,
+                reply=f"{self._inbox}{token}",
+                headers={**headers, REPLY: message.reply},
             )
         except NATS_FAILURES:
             return self._forget(token) is None  # if it is gone, the server has said so already

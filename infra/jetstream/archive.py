@@ -26,6 +26,7 @@ from pydantic_core import from_json, to_json
 from infra.jetstream.envelope import EVENT_HASH
 from infra.jetstream.scan import Stored, as_stored, ends_batch, from_stored
 from infra.lock import FileLock
+from infra.sync import sync_folder
 
 FORMAT = "conversation-ledger backup/1"
 MANIFEST = "manifest.json"
@@ -192,7 +193,7 @@ class Archive:
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(path)
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -307,7 +308,7 @@ class Writing:
             digest = file_digest(file, "sha256").hexdigest()
         size = fresh.stat().st_size
         fresh.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
         name = str(path.relative_to(self._archive.folder))
         segment = Segment(name, self._from_seq, self._last.seq, size, digest)
         self._part.segments.append(segment)
@@ -351,11 +352,3 @@ def _written(content: dict[str, Any]) -> bytes:
     """The manifest's file, with the digest of all the rest at its end."""
     digest = sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
     return json.dumps({**content, "sha256": digest}, indent=1, ensure_ascii=False).encode() + b"\n"
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,6 +20,8 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+from infra.sync import sync_folder
+
 _HEAD = struct.Struct("<IQqH")
 _LENGTH = 0x7FFF_FFFF
 _MARKS = 0b11 << 62
@@ -49,7 +51,7 @@ def cut_from(stream: Path, seq: int) -> None:
             with block.open("r+b") as file:
                 file.truncate(places[seq])
                 os.fsync(file.fileno())
-            _sync(stream / "msgs")
+            sync_folder(stream / "msgs")
             return
         if places and max(places) < seq:
             break
@@ -69,11 +71,3 @@ def _messages(block: Path) -> Iterator[tuple[int, int]]:
         if not seq & _MARKS:
             yield seq, place
         place += length
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
-from collections.abc import Awaitable, Callable
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from nats.aio.client import Client
 
 from infra import staging
-from infra.connection import connect
-from infra.jetstream.topology import ensure
 from infra.server import EmbeddedServer
-from infra.settings import Settings
 from infra.staging import MEMORY, ROOM, Staging
-from services.bootstrap import topology
+from tests.infra.batches import STREAM, begin_batch, connected, stream_folder, write_batch
 
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
-
-STREAM = "CONVO-EVENTS-0"
 
 pytestmark = pytest.mark.skipif(
     not MEMORY.is_dir() or os.statvfs(MEMORY).f_bavail * os.statvfs(MEMORY).f_frsize < ROOM,
@@ -29,24 +25,17 @@ pytestmark = pytest.mark.skipif(
 
 
 def batches_of(server: EmbeddedServer) -> Path:
-    return server.data_dir / f"nats/jetstream/jetstream/$G/streams/{STREAM}/batches"
+    return stream_folder(server.data_dir) / "batches"
 
 
-async def connected(server: EmbeddedServer) -> Client:
-    client = await connect(server.url, name="test", settings=Settings())
-    await ensure(client, topology(Settings()))
-    return client
-
-
-async def write_batch(client: Client, id: str, events: int) -> int:
-    """Writes an atomic batch; returns how many of it were stored."""
-    for place in range(1, events + 1):
-        headers = {"Nats-Batch-Id": id, "Nats-Batch-Sequence": str(place)}
-        if place < events:
-            await client.publish("convo.evt.0.t.c", b"{}", headers=headers)
-    commit = {**headers, "Nats-Batch-Commit": "1"}
-    answer = await client.request("convo.evt.0.t.c", b"{}", headers=commit, timeout=5)
-    return int(json.loads(answer.data).get("count", 0))
+@contextlib.asynccontextmanager
+async def in_memory(data_dir: Path, until: Until) -> AsyncIterator[tuple[EmbeddedServer, Client]]:
+    """A server whose events stream has its batches in memory, and a connection to it."""
+    async with EmbeddedServer(data_dir) as server:
+        client = await connected(server)
+        await until(batches_of(server).is_symlink)
+        yield server, client
+        await client.close()
 
 
 @pytest.fixture
@@ -60,47 +49,36 @@ def memory(tmp_path: Path) -> Path:
 async def test_a_batch_is_staged_in_memory_and_nothing_of_it_is_left(
     tmp_path: Path, until: Until
 ) -> None:
-    async with EmbeddedServer(tmp_path) as server:
-        client = await connected(server)
-        await until(batches_of(server).is_symlink)
+    async with in_memory(tmp_path, until) as (server, client):
         staged = batches_of(server).resolve()
-        begun = {"Nats-Batch-Id": "begun", "Nats-Batch-Sequence": "1"}
-        await client.request("convo.evt.0.t.c", b"{}", headers=begun, timeout=5)
+        await begin_batch(client, "begun")
         under_way = [each.name for each in staged.iterdir()]
         assert await write_batch(client, "whole", 3) == 3
         assert len(under_way) == 1
         assert [each.name for each in staged.iterdir()] == under_way
         assert staged.is_relative_to(MEMORY)
-        await client.close()
 
 
 async def test_after_a_crash_it_is_put_back_without_what_the_dead_server_had_staged(
     tmp_path: Path, until: Until
 ) -> None:
-    async with EmbeddedServer(tmp_path) as server:
-        client = await connected(server)
-        await until(batches_of(server).is_symlink)
+    async with in_memory(tmp_path, until) as (server, client):
         before = batches_of(server).resolve()
-        begun = {"Nats-Batch-Id": "begun", "Nats-Batch-Sequence": "1"}
-        await client.request("convo.evt.0.t.c", b"{}", headers=begun, timeout=5)
+        await begin_batch(client, "begun")
         server.kill()
         await until(lambda: batches_of(server).is_symlink() and not before.exists())
         await until(lambda: client.is_connected)
         assert await write_batch(client, "whole", 2) == 2
         assert not list(batches_of(server).iterdir())
-        await client.close()
 
 
 async def test_nothing_stays_in_memory_once_the_server_has_stopped(
     tmp_path: Path, until: Until
 ) -> None:
-    async with EmbeddedServer(tmp_path) as server:
-        client = await connected(server)
-        await until(batches_of(server).is_symlink)
+    async with in_memory(tmp_path, until) as (server, _):
         assert server.staging is not None
         folder = server.staging.folder
         assert folder.is_dir()
-        await client.close()
     assert not folder.exists()
     assert not batches_of(server).is_symlink()
 
@@ -192,6 +170,18 @@ async def test_when_the_memory_fills_the_disk_has_it_again(
     kept.open()
     await until(batches.is_symlink)
     monkeypatch.setattr(staging, "ROOM_LEFT", 2**62)
+    await until(lambda: not batches.is_symlink())
+    await kept.close()
+
+
+async def test_when_the_memory_is_gone_the_disk_has_it_again(
+    tmp_path: Path, memory: Path, until: Until
+) -> None:
+    batches = stream(tmp_path) / "batches"
+    kept = Staging(tmp_path, memory)
+    kept.open()
+    await until(batches.is_symlink)
+    shutil.rmtree(memory)
     await until(lambda: not batches.is_symlink())
     await kept.close()
 

@@ -2,46 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from nats.aio.client import Client
 
-from infra.connection import connect
 from infra.jetstream.blocks import BlocksUnreadable, cut_from
-from infra.jetstream.topology import ensure
 from infra.jetstream.whole import find_whole
 from infra.server import EmbeddedServer
-from infra.settings import Settings
-from services.bootstrap import topology
-
-Until = Callable[[Callable[[], bool]], Awaitable[None]]
-
-STREAM = "CONVO-EVENTS-0"
-
-
-def folder_of(data_dir: Path) -> Path:
-    return data_dir / f"nats/jetstream/jetstream/$G/streams/{STREAM}"
-
-
-async def connected(server: EmbeddedServer) -> Client:
-    client = await connect(server.url, name="test", settings=Settings())
-    await ensure(client, topology(Settings()))
-    return client
-
-
-async def write(client: Client, id: str, events: int, size: int = 10) -> int:
-    """Writes an atomic batch; returns the stream sequence of its last event."""
-    for place in range(1, events + 1):
-        headers = {"Nats-Batch-Id": id, "Nats-Batch-Sequence": str(place)}
-        if place < events:
-            await client.publish(f"convo.evt.0.t.c{place}", bytes(size), headers=headers)
-    headers["Nats-Batch-Commit"] = "1"
-    subject = f"convo.evt.0.t.c{events}"
-    answer = await client.request(subject, bytes(size), headers=headers, timeout=10)
-    return int(json.loads(answer.data)["seq"])
+from tests.infra.batches import STREAM, connected, stream_folder, write_batch
 
 
 async def ends(client: Client) -> tuple[int, int]:
@@ -55,15 +24,17 @@ async def written(data_dir: Path, batches: list[int], size: int) -> list[int]:
     """A ledger of so many batches, and where each ends; its server has stopped."""
     async with EmbeddedServer(data_dir) as server:
         client = await connected(server)
-        last = [await write(client, f"b{n}", events, size) for n, events in enumerate(batches)]
+        last = [
+            await write_batch(client, f"b{n}", events, size) for n, events in enumerate(batches)
+        ]
         await client.close()
     return last
 
 
 def lose_power(data_dir: Path, last_left: int) -> None:
     """What a loss of power may leave: the stream up to that sequence, and a link to nowhere."""
-    cut_from(folder_of(data_dir), last_left + 1)
-    staged = folder_of(data_dir) / "batches"
+    cut_from(stream_folder(data_dir), last_left + 1)
+    staged = stream_folder(data_dir) / "batches"
     if staged.is_dir():
         staged.rmdir()
     staged.symlink_to(data_dir / "gone")
@@ -78,7 +49,7 @@ async def test_a_part_of_a_batch_at_the_end_is_removed(
     async with EmbeddedServer(tmp_path) as server:
         client = await connected(server)
         assert await ends(client) == (before, before)
-        assert await write(client, "next", 2) == before + 2
+        assert await write_batch(client, "next", 2) == before + 2
         await client.close()
     assert f"from sequence {before + 1} of {STREAM} on, is removed" in caplog.text
 
@@ -87,12 +58,12 @@ async def test_a_part_that_reaches_over_several_blocks_is_removed_from_all_of_th
     tmp_path: Path,
 ) -> None:
     before, end = await written(tmp_path, [20, 40], 500_000)
-    assert len(list((folder_of(tmp_path) / "msgs").glob("*.blk"))) > 2
+    assert len(list((stream_folder(tmp_path) / "msgs").glob("*.blk"))) > 2
     lose_power(tmp_path, end - 1)
     async with EmbeddedServer(tmp_path) as server:
         client = await connected(server)
         assert await ends(client) == (before, before)
-        assert await write(client, "next", 2) == before + 2
+        assert await write_batch(client, "next", 2) == before + 2
         await client.close()
 
 
@@ -107,7 +78,7 @@ async def test_a_batch_that_came_whole_stays(tmp_path: Path) -> None:
 
 async def test_without_that_the_part_would_stay(tmp_path: Path) -> None:
     _, before, _ = await written(tmp_path, [3, 5, 8], 100)
-    cut_from(folder_of(tmp_path), before + 5)  # and nothing says that what was staged is gone
+    cut_from(stream_folder(tmp_path), before + 5)  # and nothing says that what was staged is gone
     async with EmbeddedServer(tmp_path) as server:
         client = await connected(server)
         assert await ends(client) == (before + 4, before)
@@ -116,11 +87,11 @@ async def test_without_that_the_part_would_stay(tmp_path: Path) -> None:
 
 async def test_blocks_that_look_otherwise_are_left_as_they_are(tmp_path: Path) -> None:
     last = await written(tmp_path, [3, 5], 100)
-    [block] = (folder_of(tmp_path) / "msgs").glob("*.blk")
+    [block] = (stream_folder(tmp_path) / "msgs").glob("*.blk")
     found = block.read_bytes()
     with pytest.raises(BlocksUnreadable):
-        cut_from(folder_of(tmp_path), last[-1] + 1)
+        cut_from(stream_folder(tmp_path), last[-1] + 1)
     block.write_bytes(b"\xff" * 64 + found)
     with pytest.raises(BlocksUnreadable):
-        cut_from(folder_of(tmp_path), last[-1])
+        cut_from(stream_folder(tmp_path), last[-1])
     assert block.read_bytes() == b"\xff" * 64 + found
