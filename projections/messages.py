@@ -26,7 +26,8 @@ def message_view(event: Beginning) -> Message:
     """Returns the message as it began; what it does not have is left out.
 
     `timestamp` is the message's own `created_at` where it has one, else the event's time. A reply
-    begins empty and `streaming`.
+    begins empty and `streaming`; once it has ended it has its `finish_reason`, where one was given,
+    or the reason why it was `aborted`.
     """
     if isinstance(event, ReplyStarted):
         return {
@@ -67,8 +68,12 @@ def changed(message: Message, event: Change) -> Message:
             if "streaming" not in message:
                 return message
             return {**message, "content": message["content"] + event.text}
-        case ReplyCompleted() | ReplyAborted():
-            return {name: value for name, value in message.items() if name != "streaming"}
+        case ReplyCompleted(finish_reason=None):
+            return _without(message, "streaming")
+        case ReplyCompleted():
+            return {**_without(message, "streaming"), "finish_reason": event.finish_reason}
+        case ReplyAborted():
+            return {**_without(message, "streaming"), "aborted": event.reason}
         case MessageEdited():
             return {**message, "content": event.content, "edited": True}
         case MessageRedacted():
@@ -78,11 +83,12 @@ def changed(message: Message, event: Change) -> Message:
 def redacted(message: Message) -> Message:
     """Returns the message without what it said: who spoke and when stays, in its place.
 
-    Content, tool calls and metadata are what may hold the text.
+    Content, tool calls and metadata are what may hold the text. How it came about is of no use
+    without it.
     """
-    kept = {
-        name: value
-        for name, value in message.items()
-        if name not in {"tool_calls", "streaming", "edited"}
-    }
+    kept = _without(message, "tool_calls", "streaming", "finish_reason", "aborted", "edited")
     return {**kept, "content": None, "metadata": {}, "redacted": True}
+
+
+def _without(message: Message, *names: str) -> Message:
+    return {name: value for name, value in message.items() if name not in names}

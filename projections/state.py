@@ -40,7 +40,7 @@ from .window import Window
 
 __all__ = ["ConversationView", "message_view"]
 
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 
 # Roughly what a view takes in memory beside its window and the facts it was told.
 _BASE_BYTES: Final = 2_000

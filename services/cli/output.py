@@ -90,6 +90,8 @@ def messages(found: Iterable[dict[str, Any]]) -> Iterator[str]:
         if message.get("name"):
             speaker += f" ({one_line(str(message['name']))})"
         marks = "".join(f" [{mark}]" for mark in _MARKS if message.get(mark))
+        if message.get("aborted"):
+            marks += f" [aborted: {one_line(str(message['aborted']))}]"
         heading = f"{message.get('version')}  {message.get('timestamp')}  {speaker}{marks}"
         yield f"{heading}  {message.get('message_id')}"
         text = content_text(message.get("content"))

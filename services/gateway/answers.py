@@ -18,7 +18,7 @@ ABORT: Final = "ReplyAborted"
 WANTED: Final = frozenset(
     {"stopped", "reset", "redacted", "closed", "inactive", "deleted", "erased"}
 )
-"""Reasons of ReplyAborted that somebody wanted; any other is a failure, to be told as one."""
+"""Reasons of ReplyAborted that somebody wanted."""
 
 _ENDED: Final = frozenset({"invalid_state", "message_not_found"})
 
@@ -32,6 +32,11 @@ async def stop(ours: Gateway, caller: Identity, id: ConversationId, message_id: 
             return False
         raise
     return True
+
+
+def failure(aborted: str | None) -> str | None:
+    """What to tell as a failure of the reasons why an answer was aborted; None: nothing failed."""
+    return None if aborted in WANTED else aborted
 
 
 def on_their_way(state: JSON) -> list[str]:

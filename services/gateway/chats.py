@@ -303,8 +303,8 @@ async def chunks(viewer: Viewer, message_id: str, so_far: JSON | None) -> AsyncG
         yield event(
             {"type": "text-delta", "id": TEXT, "delta": "".join(texts_of(so_far["content"]))}
         )
-    end: Event | None = None
-    while end is None and so_far is not None and "streaming" in so_far:
+    end: JSON = so_far or {}
+    while "streaming" in end:
         happened = await viewer.next(KEEP_ALIVE_S)
         if happened is None:
             yield KEEP_ALIVE
@@ -312,8 +312,10 @@ async def chunks(viewer: Viewer, message_id: str, so_far: JSON | None) -> AsyncG
             continue
         elif happened.type == answers.CHUNK:
             yield happened.memo("chats", _delta)
-        elif happened.type in {answers.FINISH, answers.ABORT}:
-            end = happened
+        elif happened.type == answers.FINISH:
+            end = {"finish_reason": happened.data.get("finish_reason")}
+        elif happened.type == answers.ABORT:
+            end = {"aborted": happened.data["reason"]}
     yield event({"type": "text-end", "id": TEXT})
     yield event(_ending(end))
     yield DONE
@@ -323,15 +325,15 @@ def _delta(happened: Event) -> str:
     return event({"type": "text-delta", "id": TEXT, "delta": happened.data["text"]})
 
 
-def _ending(end: Event | None) -> JSON:
-    if end is None:
-        return {"type": "finish"}
-    if end.type == answers.FINISH:
-        reason = FINISH_REASONS.get(end.data.get("finish_reason") or "", "other")
+def _ending(message: JSON) -> JSON:
+    """The last part of a message that has ended, as the window has it."""
+    aborted = message.get("aborted")
+    if aborted is None:
+        reason = FINISH_REASONS.get(message.get("finish_reason") or "", "other")
         return {"type": "finish", "finishReason": reason}
-    if end.data["reason"] in answers.WANTED:
-        return {"type": "abort", "reason": end.data["reason"]}
-    return {"type": "error", "errorText": end.data["reason"]}
+    if failure := answers.failure(aborted):
+        return {"type": "error", "errorText": failure}
+    return {"type": "abort", "reason": aborted}
 
 
 async def _answered(ours: Gateway, caller: Identity, id: ConversationId, body: Post) -> EventStream:

@@ -40,13 +40,15 @@ SessionIdText = Annotated[str | None, Query(alias=SESSION, max_length=CONVERSATI
 
 
 class Message(Body):
-    """A message as a viewer sees it; `streaming` while it is being written."""
+    """A message as a viewer sees it; `streaming` while it is being written, `error` when it broke
+    off."""
 
     id: str
     role: str
     content: str
     created_at: str
     streaming: bool = False
+    error: str | None = None
 
 
 class Conversation(Body):
@@ -214,7 +216,7 @@ class View:
         name = encode_token(self.id.conversation_id)
         yield event(self.caught_up(), id=name)
         if not self.active:
-            yield event({"type": "done"}, id=name)
+            yield event(_over(self._state), id=name)
         for message_id in list(self.active):
             async for each in self.answer(message_id):
                 yield each
@@ -342,11 +344,19 @@ def frame_of(event: Event, id: ConversationId) -> JSON | None:
             return {"type": "text", "content": event.data["text"], **about}
         case answers.FINISH:
             return {"type": "done", **about}
-        case answers.ABORT if event.data["reason"] in answers.WANTED:
-            return {"type": "done", "stopped": event.data["reason"], **about}
+        case answers.ABORT if failure := answers.failure(event.data["reason"]):
+            return {"type": "error", "message": failure, **about}
         case answers.ABORT:
-            return {"type": "error", "message": event.data["reason"], **about}
+            return {"type": "done", "stopped": event.data["reason"], **about}
     return None
+
+
+def _over(state: JSON) -> JSON:
+    """The frame that tells how the last answer ended, to who was not there."""
+    last = state["recent_messages"][-1] if state["recent_messages"] else {}
+    if failure := answers.failure(last.get("aborted")):
+        return {"type": "error", "message": failure, "messageId": last["message_id"]}
+    return {"type": "done"}
 
 
 def _known(last_event_id: str | None) -> str | None:
@@ -371,6 +381,7 @@ def _catchup(state: JSON) -> Catchup:
                 content="".join(texts_of(each["content"])),
                 created_at=each["timestamp"],
                 streaming="streaming" in each,
+                error=answers.failure(each.get("aborted")),
             )
             for each in state["recent_messages"]
             if each["content"] is not None

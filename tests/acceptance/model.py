@@ -106,11 +106,13 @@ def _new_text(model: JSON, body: JSON) -> str:
     return "".join(body["texts"][written:])
 
 
-def _abort(model: JSON, *message_ids: str) -> list[str]:
+def _abort(model: JSON, reason: str, *message_ids: str) -> list[str]:
     """Ends replies; the types of the events."""
     for message_id in message_ids:
         del model["open"][message_id]
-        del _named(model, message_id)["streaming"]
+        message = _named(model, message_id)
+        del message["streaming"]
+        message["aborted"] = reason
     return ["ReplyAborted"] * len(message_ids)
 
 
@@ -118,7 +120,7 @@ def _start_over(model: JSON) -> list[str]:
     """Begins a new session; the types of the events."""
     types = ["ConversationReopened"] if model["status"] == "inactive" else []
     model["status"] = "active"
-    types += _abort(model, *model["open"])
+    types += _abort(model, "reset", *model["open"])
     model["session_begins"] = len(model["all_messages"])
     model["tokens"] = [0, 0]
     return [*types, "SessionReset"]
@@ -137,17 +139,20 @@ def _change(model: JSON, verb: str, body: JSON) -> list[str]:
             model["open"][message_id] += len(new)
             return ["ReplyChunkAppended"]
         case "reply.finish":
-            _abort(model, message_id)
+            del model["open"][message_id]
+            del message["streaming"]
+            message |= {name: body[name] for name in body.keys() & {"finish_reason"}}
             return ["ReplyCompleted"]
         case "reply.abort":
-            return _abort(model, message_id)
+            return _abort(model, body.get("reason", "stopped"), message_id)
         case "edit":
             message |= {"content": body["content"], "edited": True}
             return ["MessageEdited"]
     if message_id in model["redacted"]:
         return []
-    types = _abort(model, message_id) if message_id in model["open"] else []
-    message.pop("edited", None)
+    types = _abort(model, "redacted", message_id) if message_id in model["open"] else []
+    for name in HOW:
+        message.pop(name, None)
     message |= {"content": None, "redacted": True}
     model["redacted"].add(message_id)
     if model["title_from"] == message_id:
@@ -158,7 +163,7 @@ def _change(model: JSON, verb: str, body: JSON) -> list[str]:
 def _end(model: JSON, verb: str, body: JSON) -> list[str]:
     """Carries out close, reopen or erase; the types of the events."""
     if verb == "erase":
-        types = _abort(model, *model["open"])
+        types = _abort(model, "erased", *model["open"])
         model |= {"status": "erased", "user_id": None, "title": None, "model": None}
         model |= {"context": {}, "metadata": {}}
         return [*types, "ConversationErased"]
@@ -169,7 +174,7 @@ def _end(model: JSON, verb: str, body: JSON) -> list[str]:
     if FURTHER.index(reason) <= FURTHER.index(model["status"]):
         return []
     model["status"] = reason
-    return [*_abort(model, *model["open"]), "ConversationClosed"]
+    return [*_abort(model, reason, *model["open"]), "ConversationClosed"]
 
 
 def _carry_out(model: JSON, verb: str, body: JSON, messages: list[JSON]) -> JSON:
@@ -242,11 +247,15 @@ def shows_messages(model: JSON) -> bool:
     return model["status"] not in {"deleted", "erased"}
 
 
+HOW = {"streaming", "finish_reason", "aborted", "edited"}
+"""What a redacted message has not any more, beside what it said."""
+
+
 def hidden(model: JSON, state: JSON, title_from: str | None) -> JSON:
     """A state of an earlier version, as it is shown now; its title was taken from `title_from`."""
     messages = [
         {
-            **{name: value for name, value in message.items() if name != "edited"},
+            **{name: value for name, value in message.items() if name not in HOW},
             "content": None,
             "metadata": {},
             "redacted": True,
@@ -255,9 +264,6 @@ def hidden(model: JSON, state: JSON, title_from: str | None) -> JSON:
         else message
         for message in state["recent_messages"]
     ]
-    for message in messages:
-        if "redacted" in message:
-            message.pop("streaming", None)
     shown = {**state, "recent_messages": messages if shows_messages(model) else []}
     if title_from in model["redacted"]:
         shown["title"] = None

@@ -47,6 +47,7 @@ async def test_a_partial_answer_is_in_the_window_while_it_grows(
     assert [event["type"] for event in finished["events"]] == ["ReplyCompleted", "UsageRecorded"]
     assert finished["usage"] == {"prompt": 7, "completion": 3, "total": 10}
     del reply["streaming"]
+    reply["finish_reason"] = "stop"
     assert (await conversation.messages())[1] == reply
     assert (await conversation.history())[1] == reply
     events = [event["data"] for event in await conversation.events()]
@@ -67,6 +68,7 @@ async def test_a_stop_keeps_what_was_said(conversation: Conversation) -> None:
     assert [event["type"] for event in reply["events"]] == ["ReplyAborted"]
     (message,) = await conversation.messages()
     assert (message["content"], "streaming" in message) == ("Half a", False)
+    assert message["aborted"] == "user"
 
 
 async def test_a_thousand_chunks_are_as_many_events_as_commands(

@@ -139,9 +139,15 @@ class Life(RuleBasedStateMachine):
         body = {"message_id": message_id, "index": index, "texts": texts, "command_id": id}
         self.send("reply.chunk", body, at)
 
-    @rule(message_id=some_ids, use=st.one_of(st.none(), uses), id=command_ids, at=offsets)
-    def reply_finish(self, message_id: str, use: JSON, id: str, at: int) -> None:
-        body = {"message_id": message_id, "usage": use, "command_id": id}
+    @rule(
+        message_id=some_ids,
+        use=st.one_of(st.none(), uses),
+        reason=st.sampled_from([{}, {"finish_reason": "length"}]),
+        id=command_ids,
+        at=offsets,
+    )
+    def reply_finish(self, message_id: str, use: JSON, reason: JSON, id: str, at: int) -> None:
+        body = {"message_id": message_id, "usage": use, "command_id": id, **reason}
         self.send("reply.finish", body, at)
 
     @rule(verb=st.sampled_from(["reply.abort", "redact"]), message_id=some_ids, id=command_ids)
@@ -245,7 +251,7 @@ LINE: JSON = {"role": "tool", "content": "one of many"}
 def same_messages(shown: list[JSON], modelled: list[JSON]) -> None:
     """Fails unless these are the model's messages, in its order."""
     for message, wanted in zip(shown, modelled, strict=True):
-        assert {"streaming", "edited", "redacted"} & message.keys() <= wanted.keys()
+        assert {*model.HOW, "redacted"} & message.keys() <= wanted.keys()
         assert {name: message[name] for name in wanted if name != "command_id"} == {
             name: value for name, value in wanted.items() if name != "command_id"
         }

@@ -186,6 +186,12 @@ const scenarios = {
     await page.locator(".message.assistant .said:not(.old)").waitFor();
     await page.getByText("The answer broke off").waitFor();
     assert.equal(await answers(page).count(), 1);
+    await page.reload(); // who comes later is told as well
+    await page.getByText("The answer broke off").waitFor();
+    assert.equal(await lastAnswer(page), said(3));
+    await say(page, "say 2");
+    await finished(page, said(2));
+    assert.equal(await page.getByText("The answer broke off").isVisible(), false);
   },
 
   async fits_a_phone() {

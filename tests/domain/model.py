@@ -136,23 +136,27 @@ def carry_out(model: Model, request: Request) -> None:
             model["title_from"] = None
 
 
+ENDING = {"finish_reason"}
+
+
 def reset(model: Model) -> None:
     if model["status"] == "inactive":
         model.update(status="active", version=model["version"] + 1)
-    stop_replies(model)
+    stop_replies(model, "reset")
     model.update(session=[], prompt=0, completion=0, version=model["version"] + 1)
 
 
-def stop_replies(model: Model) -> None:
+def stop_replies(model: Model, reason: str) -> None:
     for message_id in list(model["open"]):
-        stop_reply(model, message_id)
+        stop_reply(model, message_id, aborted=reason)
 
 
-def stop_reply(model: Model, message_id: str) -> None:
+def stop_reply(model: Model, message_id: str, **told: str) -> None:
     del model["open"][message_id]
     model["version"] += 1
     for message in said(model, message_id):
         del message["streaming"]
+        message.update(told)
 
 
 def said(model: Model, message_id: str) -> list[dict[str, Any]]:
@@ -179,8 +183,10 @@ def change(model: Model, request: Request) -> None:
             model["open"][message_id] += len(texts)
             for message in said(model, message_id):
                 message["content"] += "".join(texts)
-    elif request.verb in {"reply.finish", "reply.abort"}:
-        stop_reply(model, message_id)
+    elif request.verb == "reply.finish":
+        stop_reply(model, message_id, **{each: body[each] for each in ENDING & body.keys()})
+    elif request.verb == "reply.abort":
+        stop_reply(model, message_id, aborted=body.get("reason") or "stopped")
     elif request.verb == "edit":
         model["version"] += 1
         for message in said(model, message_id):
@@ -196,7 +202,8 @@ def redact(model: Model, message_id: str) -> None:
     model["redacted"].add(message_id)
     for message in said(model, message_id):
         message.update(content=None, redacted=True)
-        message.pop("edited", None)
+        for name in ("finish_reason", "aborted", "edited"):
+            message.pop(name, None)
     if model["title_from"] == message_id:
         model["title"] = None
 
@@ -208,12 +215,12 @@ def end(model: Model, request: Request) -> None:
     if request.verb == "close":
         reason = request.body.get("reason") or "closed"
         if CLOSED_FURTHER.index(reason) > CLOSED_FURTHER.index(model["status"]):
-            stop_replies(model)
+            stop_replies(model, reason)
             model.update(status=reason, version=model["version"] + 1)
     elif request.verb == "reopen" and model["status"] != "active":
         model.update(status="active", version=model["version"] + 1)
     elif request.verb == "erase":
-        stop_replies(model)
+        stop_replies(model, "erased")
         model.update(status="erased", session=[], version=model["version"] + 1)
         model.update(user_id=None, title=None, model=None, context={}, metadata={})
 
@@ -302,7 +309,9 @@ _bodies: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "texts": st.lists(st.sampled_from(["", "a", "日本"]), min_size=1, max_size=4),
         }
     ),
-    "reply.finish": st.fixed_dictionaries({"message_id": _message_id}, optional={"usage": _tokens}),
+    "reply.finish": st.fixed_dictionaries(
+        {"message_id": _message_id}, optional={"usage": _tokens, "finish_reason": _name}
+    ),
     "reply.abort": st.fixed_dictionaries({"message_id": _message_id}, optional={"reason": _name}),
     "edit": st.fixed_dictionaries(
         {"message_id": _message_id, "content": st.sampled_from(["", "better", "日本"])}

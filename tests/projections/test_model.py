@@ -21,7 +21,7 @@ def code_of(error: ConversationError | None) -> str | None:
 
 def shown(message: dict[str, Any], given_: dict[str, Any]) -> dict[str, Any]:
     """Returns the message as the model has it: without what was made up."""
-    flags = {"streaming", "edited", "redacted"} & given_.keys()
+    flags = {"streaming", "finish_reason", "aborted", "edited", "redacted"} & given_.keys()
     assert message.keys() == {
         "message_id",
         "role",

@@ -81,9 +81,13 @@ def test_a_reply_is_in_its_place_while_it_grows() -> None:
     reply, other = window_of(*growing).messages()
     assert (reply["content"], reply["streaming"], reply["version"]) == ("Hello", True, 2)
     assert other["content"] == "meanwhile"
-    for ending in (reply_finish(), reply_abort()):
-        ended = window_of(*growing, ending).messages()[0]
-        assert ended == {name: reply[name] for name in reply if name != "streaming"}
+    del reply["streaming"]
+    for ending, told in (
+        (reply_finish(), {}),
+        (reply_finish(finish_reason="length"), {"finish_reason": "length"}),
+        (reply_abort(), {"aborted": "stopped"}),
+    ):
+        assert window_of(*growing, ending).messages()[0] == {**reply, **told}
 
 
 def test_a_reply_counts_as_one_message_and_may_leave_before_it_ends() -> None:

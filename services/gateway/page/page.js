@@ -329,7 +329,7 @@ function heard(frame) {
       break;
     case "error":
       if (frame.messageId) ended(frame.messageId);
-      notice(`The answer broke off: ${frame.message}.`, true);
+      brokeOff(frame.message);
       break;
   }
   show();
@@ -346,11 +346,12 @@ function caughtUp({ conversation: told, messages: all }) {
     if (each.streaming) chat.running.add(each.id);
     message(each.id, each.role, each.content);
     if (chat.sending?.id === each.id) chat.sending = null;
+    if (each.role === "assistant" && !each.content && !each.streaming) forget(each.id);
   }
+  const error = messages.at(-1)?.error;
+  if (error && !chat.sending) brokeOff(error);
   for (const id of gone) {
-    if (chat.sending?.id === id) continue;
-    chat.messages.get(id).element.remove();
-    chat.messages.delete(id);
+    if (chat.sending?.id !== id) forget(id);
   }
   if (!conversation) setTitle("No such chat");
   if (!conversation) empty(true, "This chat is not there any more, or it is not yours.", "");
@@ -359,12 +360,13 @@ function caughtUp({ conversation: told, messages: all }) {
 
 function ended(id) {
   chat.running.delete(id);
-  const known = chat.messages.get(id);
-  if (known && !known.content) {
-    known.element.remove();
-    chat.messages.delete(id);
-  }
+  if (!chat.messages.get(id)?.content) forget(id);
   setTimeout(refreshList, LIST_FOLLOWS_MS);
+}
+
+function forget(id) {
+  chat.messages.get(id)?.element.remove();
+  chat.messages.delete(id);
 }
 
 const NAMES = { user: "You", assistant: "Assistant", system: "System", developer: "Developer", tool: "Tool" };
@@ -419,6 +421,8 @@ function show() {
   });
 }
 
+const brokeOff = (reason) => notice(`The answer broke off: ${reason}.`, true);
+
 let following = true; // the end of the conversation, until somebody scrolls up
 
 the("scroller").addEventListener("scroll", () => {
@@ -459,8 +463,7 @@ async function say() {
   } catch (error) {
     if (chat.sending !== said) return;
     chat.sending = null;
-    chat.messages.get(said.id)?.element.remove();
-    chat.messages.delete(said.id);
+    forget(said.id);
     the("prompt").value ||= text;
     empty(chat.messages.size === 0);
     notice(`That was not sent: ${error.message}`);

@@ -36,6 +36,12 @@ def test_a_message_is_a_heading_and_its_text() -> None:
     assert text == "    Hello"
 
 
+def test_a_reply_that_was_ended_says_why() -> None:
+    [heading, _] = output.messages([{**MESSAGE, "aborted": "the model\nfailed"}])
+
+    assert heading == "2  2026-11-21T09:00:00Z  user [aborted: the model failed]  m-1"
+
+
 @pytest.mark.parametrize(
     ("content", "shown"),
     [

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
+from domain.identity import encode_token
 from tests.acceptance.client import Ledger
 from tests.model_server import said
 from tests.services.gateway.site import GatewayProcess
@@ -157,7 +158,9 @@ async def test_a_stop_keeps_what_was_said(gateway: GatewayProcess, id: str) -> N
         assert (await viewer.next())["stopped"] == "stopped"
 
     async with viewing(gateway, id) as viewer:
-        assert (await viewer.next())["hasActiveStream"] is False
+        caught_up = await viewer.next()
+        assert caught_up["hasActiveStream"] is False
+        assert caught_up["messages"][-1]["error"] is None  # somebody wanted that
         assert viewer.text == said(5)
 
 
@@ -202,8 +205,14 @@ async def test_what_others_change_is_told_by_a_catchup(
         ("break after 4", "the connection to the model failed", said(4)),
     ],
 )
-async def test_a_model_that_fails_is_an_error(
-    gateway: GatewayProcess, id: str, script: str, message: str, text: str
+async def test_a_model_that_fails_is_an_error_to_who_is_there_and_to_who_comes_later(
+    *,
+    gateway: GatewayProcess,
+    http: httpx.AsyncClient,
+    id: str,
+    script: str,
+    message: str,
+    text: str,
 ) -> None:
     async with viewing(gateway, id) as viewer:
         await viewer.next()
@@ -211,6 +220,15 @@ async def test_a_model_that_fails_is_an_error(
         error = await viewer.until("error", "done")
         assert (error["type"], error["message"]) == ("error", message)
         assert viewer.text == text
+
+    async with viewing(gateway, id) as late:
+        *_, answer = (await late.next())["messages"]
+        assert (answer["content"], answer["error"]) == (text, message)
+    comes_back = {"Last-Event-ID": encode_token(id)}
+    async with http.stream("GET", "/chat", params={"prompt": script}, headers=comes_back) as answer:
+        (_, caught_up), (_, end) = await events(answer)
+    assert caught_up["messages"][-1]["error"] == message
+    assert end == error
 
 
 @pytest.mark.parametrize(
