@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from nats.aio.client import Client
 
-from domain.conversation import Limits
+from domain.rules import Limits
 from infra.connection import connect
 from infra.jetstream.errors import StoreUnavailable
 from infra.jetstream.fence import Fence

@@ -15,10 +15,11 @@ from nats.micro.request import Request
 from nats.micro.service import Service
 
 from domain.commands import COMMANDS, Command, parse_command
-from domain.conversation import CommandContext, Receipt
+from domain.conversation import Receipt
 from domain.errors import ConversationError, InvalidRequest
 from domain.events import ConversationEvent, UsageRecorded
 from domain.identity import ConversationId
+from domain.rules import CommandContext
 from infra.jetstream.envelope import Recorded
 from infra.jetstream.errors import LedgerDamaged, StoreReadOnly
 from projections.messages import Beginning

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from domain.conversation import Limits
+from domain.rules import Limits
 from infra.jetstream.store import Store
 from services.in_use.cache import Cache
 from services.in_use.decider import Decider

@@ -1,15 +1,15 @@
 """Looking up a message that a conversation no longer remembers: backwards through the ledger.
 
 The aggregate knows its last 1,000 messages. What a command says about an older one is decided on
-what this finds (`domain.conversation.PastMessage`).
+what this finds (`domain.rules.PastMessage`).
 """
 
 from __future__ import annotations
 
 from pydantic_core import to_json
 
-from domain.conversation import PastMessage
 from domain.events import MessageAppended, MessageRedacted, ReplyStarted
+from domain.rules import PastMessage
 from infra.jetstream.store import Store
 
 LOOK_BACK_EVENTS_MAX = 100_000

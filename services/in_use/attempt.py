@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 
 from domain.commands import Command
-from domain.conversation import CommandContext, Decision, PastMessage, Receipt
+from domain.conversation import Receipt
 from domain.errors import ConversationError, MessageTooLarge, RateLimited
 from domain.events import ConversationEvent
 from domain.identity import ConversationId
+from domain.rules import CommandContext, Decision, PastMessage
 from infra.jetstream.envelope import Message
 from projections.state import ConversationView
 

@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from domain.commands import Command
-from domain.conversation import CommandContext, Decision, Forgotten, Limits, decide
 from domain.errors import ConversationError
 from domain.identity import ConversationId
 from domain.mapper import ConversationMapper
+from domain.rules import CommandContext, Decision, Forgotten, Limits, decide
 from infra.jetstream.committer import Write
 from infra.jetstream.envelope import pack
 from infra.jetstream.errors import Conflict, StoreUnavailable

@@ -23,7 +23,7 @@ from unittest.mock import patch
 
 from nats.aio.client import Client
 
-from domain.conversation import Limits
+from domain.rules import Limits
 from infra.jetstream.store import Store
 from infra.lean import LeanClient
 from infra.loop import run

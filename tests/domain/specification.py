@@ -16,20 +16,12 @@ from typing import Any, TypeVar
 from pydantic_core import from_json, to_json
 
 from domain.commands import parse_command
-from domain.conversation import (
-    CommandContext,
-    Conversation,
-    Decision,
-    Limits,
-    PastMessage,
-    Receipt,
-    decide,
-    evolve,
-)
+from domain.conversation import Conversation, Receipt, evolve
 from domain.errors import ConversationError
 from domain.events import ConversationEvent
 from domain.identity import ConversationId
 from domain.mapper import ConversationMapper
+from domain.rules import CommandContext, Decision, Limits, PastMessage, decide
 
 Error = TypeVar("Error", bound=ConversationError)
 

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from domain.conversation import MESSAGE_IDS_MAX, Limits
+from domain.conversation import MESSAGE_IDS_MAX
 from domain.errors import (
     ConversationNotInitialized,
     InvalidState,
     MessageTooLarge,
     VersionConflict,
 )
+from domain.rules import Limits
 from tests.domain.specification import append, given, import_, init, message, reset, stored, update
 
 TITLED = init(title="A title, so that none is made up")

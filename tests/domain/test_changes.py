@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from domain.conversation import MESSAGE_IDS_MAX, Forgotten, Limits, PastMessage
+from domain.conversation import MESSAGE_IDS_MAX
 from domain.errors import (
     ConversationNotInitialized,
     InvalidRequest,
@@ -15,6 +15,7 @@ from domain.errors import (
     MessageTooLarge,
     VersionConflict,
 )
+from domain.rules import Forgotten, Limits, PastMessage
 from tests.domain.specification import (
     Request,
     append,

@@ -6,7 +6,6 @@ import pytest
 from pydantic_core import to_json
 
 from domain.commands import parse_command
-from domain.conversation import Limits
 from domain.errors import (
     ConversationNotInitialized,
     InvalidRequest,
@@ -14,6 +13,7 @@ from domain.errors import (
     MessageTooLarge,
     VersionConflict,
 )
+from domain.rules import Limits
 from tests.domain.specification import append, given, import_, init, message, usage
 
 OLD = message("long ago", message_id="m-1", created_at="2019-03-01T10:00:00Z")

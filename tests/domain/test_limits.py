@@ -9,8 +9,9 @@ import pytest
 from freezegun import freeze_time
 from freezegun.api import FrozenDateTimeFactory
 
-from domain.conversation import Conversation, Limits
+from domain.conversation import Conversation
 from domain.errors import RateLimited
+from domain.rules import Limits
 from tests.domain.specification import (
     Request,
     Scenario,

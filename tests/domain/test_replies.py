@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from freezegun import freeze_time
 
-from domain.conversation import MESSAGE_IDS_MAX, OPEN_REPLIES_MAX, Forgotten, Limits, PastMessage
+from domain.conversation import MESSAGE_IDS_MAX
 from domain.errors import (
     ConversationNotInitialized,
     InvalidRequest,
@@ -19,6 +19,7 @@ from domain.errors import (
     RateLimited,
     VersionConflict,
 )
+from domain.rules import OPEN_REPLIES_MAX, Forgotten, Limits, PastMessage
 from tests.domain.specification import (
     Request,
     Scenario,

@@ -6,7 +6,6 @@ import pytest
 from pydantic_core import to_json
 
 from domain.commands import parse_command
-from domain.conversation import Limits
 from domain.errors import (
     ConversationNotInitialized,
     InvalidRequest,
@@ -14,6 +13,7 @@ from domain.errors import (
     MessageTooLarge,
     VersionConflict,
 )
+from domain.rules import Limits
 from tests.domain.specification import append, given, init, message, turn
 
 QUESTION = message("What is 2 + 2?", message_id="q")

@@ -13,21 +13,12 @@ from eventsourcing.persistence import StoredEvent
 from pydantic_core import to_json
 
 from domain.commands import Command
-from domain.conversation import (
-    CommandContext,
-    Conversation,
-    Decision,
-    Forgotten,
-    Limits,
-    PastMessage,
-    Receipt,
-    decide,
-    evolve,
-)
+from domain.conversation import Conversation, Receipt, evolve
 from domain.errors import ConversationError
 from domain.events import ConversationEvent, MessageAppended, MessageRedacted, ReplyStarted
 from domain.identity import ConversationId
 from domain.mapper import ConversationMapper
+from domain.rules import CommandContext, Decision, Forgotten, Limits, PastMessage, decide
 from infra.jetstream.envelope import EVENT_HASH, EVENT_TYPE, EVENT_VERSION, GENESIS
 from infra.jetstream.errors import Conflict, OutcomeUnknown, StoreUnavailable, TooLarge
 from infra.jetstream.topology import Topology

@@ -21,9 +21,9 @@ from nats.errors import Error as NatsError
 from pydantic_core import to_json
 
 from domain import conversation as conversation_module
-from domain.conversation import CommandContext
 from domain.identity import ConversationId
 from domain.mapper import ConversationMapper
+from domain.rules import CommandContext
 from infra.jetstream.envelope import Recorded
 from infra.jetstream.errors import OutcomeUnknown, StoreUnavailable
 from infra.jetstream.fence import Fence, LedgerWentBack, Witness

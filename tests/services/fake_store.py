@@ -15,10 +15,11 @@ from typing import Any, Literal, TypeVar, cast
 
 from eventsourcing.persistence import StoredEvent
 
-from domain.conversation import CommandContext, Conversation, Limits, decide, evolve
+from domain.conversation import Conversation, evolve
 from domain.events import ConversationEvent
 from domain.identity import ConversationId
 from domain.mapper import ConversationMapper
+from domain.rules import CommandContext, Limits, decide
 from infra.jetstream.committer import Write
 from infra.jetstream.envelope import Recorded, Tail, chain
 from infra.jetstream.errors import Conflict, OutcomeUnknown, StoreUnavailable, TooLarge

@@ -16,8 +16,9 @@ from nats.nuid import NUID
 from pydantic_core import to_json
 
 from domain.commands import parse_command
-from domain.conversation import CommandContext, Limits, Receipt
+from domain.conversation import Receipt
 from domain.identity import ConversationId
+from domain.rules import CommandContext, Limits
 from infra.jetstream.store import Store
 from infra.jetstream.topology import Topology
 from services.conversations import Conversations

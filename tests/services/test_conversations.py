@@ -13,7 +13,6 @@ import pytest_asyncio
 from freezegun import freeze_time
 from nats.aio.client import Client
 
-from domain.conversation import Limits
 from domain.errors import (
     ConversationNotInitialized,
     InvalidState,
@@ -23,6 +22,7 @@ from domain.errors import (
 )
 from domain.events import ConversationEvent
 from domain.identity import ConversationId
+from domain.rules import Limits
 from infra.jetstream.errors import LedgerDamaged, StoreUnavailable, TooLarge
 from infra.jetstream.topology import call
 from infra.server import EmbeddedServer

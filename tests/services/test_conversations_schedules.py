@@ -17,19 +17,11 @@ import pytest
 
 from domain import conversation as conversation_module
 from domain.commands import Command
-from domain.conversation import (
-    CommandContext,
-    Conversation,
-    Decision,
-    Forgotten,
-    Limits,
-    PastMessage,
-    Receipt,
-    decide,
-)
+from domain.conversation import Conversation, Receipt
 from domain.errors import ConversationError
 from domain.events import ConversationEvent, MessageAppended, MessageRedacted, ReplyStarted
 from domain.identity import ConversationId
+from domain.rules import CommandContext, Decision, Forgotten, Limits, PastMessage, decide
 from infra.jetstream.errors import Conflict, OutcomeUnknown, StoreUnavailable, TooLarge
 from services import recall as recall_module
 from services import snapshots as snapshots_module

@@ -13,8 +13,8 @@ import pytest
 from nats.aio.client import Client
 
 from domain.commands import parse_command
-from domain.conversation import CommandContext
 from domain.identity import ConversationId
+from domain.rules import CommandContext
 from infra.bulk import Delivered
 from infra.server import EmbeddedServer
 from infra.settings import Settings

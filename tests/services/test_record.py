@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from domain.commands import parse_command
-from domain.conversation import CommandContext
+from domain.rules import CommandContext
 from infra.jetstream.envelope import GENESIS, Recorded
 from infra.jetstream.errors import LedgerDamaged
 from services.record import checked, events_of

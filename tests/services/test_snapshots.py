@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from pydantic_core import from_json, to_json
 
 from domain.commands import parse_command
-from domain.conversation import CommandContext, Conversation, Limits, decide
+from domain.conversation import Conversation
 from domain.errors import ConversationError
+from domain.rules import CommandContext, Limits, decide
 from infra.jetstream.store import Store
 from projections.state import ConversationView
 from services import snapshots as snapshots_module

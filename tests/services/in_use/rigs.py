@@ -8,8 +8,8 @@ from typing import Any
 from pydantic_core import to_json
 
 from domain.commands import parse_command
-from domain.conversation import CommandContext
 from domain.identity import ConversationId
+from domain.rules import CommandContext
 from infra.jetstream.envelope import Recorded
 from services.snapshots import Snapshot
 from tests.services.fake_store import FakeStore

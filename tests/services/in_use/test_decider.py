@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from domain.commands import parse_command
-from domain.conversation import CommandContext
 from domain.errors import ConversationNotInitialized, VersionConflict
 from domain.identity import ConversationId
+from domain.rules import CommandContext
 from infra.jetstream.errors import Conflict, OutcomeUnknown, StoreUnavailable, TooLarge
 from projections.state import ConversationView
 from services.conversations import Conversations
