@@ -19,7 +19,7 @@ from nats.aio.client import Client
 async def request(connection: Client, options: argparse.Namespace) -> None:
     headers = dict(header.split(":", 1) for header in options.header)
     reply = await connection.request(
-        options.subject, options.body.encode(), timeout=5, headers=headers or None
+        options.subject, options.body.encode(), timeout=30, headers=headers or None
     )
     sys.stdout.write(f"{reply.data.decode()}\n")
 
@@ -30,7 +30,7 @@ async def subscribe(connection: Client, options: argparse.Namespace) -> None:
     )
     left = 1
     while left:
-        message = await subscription.next_msg(timeout=5)
+        message = await subscription.next_msg(timeout=30)
         sys.stdout.write(f"{message.data.decode()}\n")
         left = message.metadata.num_pending
 

@@ -236,14 +236,17 @@ def answering(
     """Returns once that many workers answer a ping for each of the services."""
     deadline = time.monotonic() + READY_TIMEOUT_S
     for service in services:
-        while len(_pinged(url, service, workers)) < workers:
+        found: set[str] = set()
+        while len(found) < workers:
+            found |= _pinged(url, service, workers)
             assert time.monotonic() < deadline, f"{service} does not come up"
 
 
 def _pinged(url: str, service: str, wanted: int) -> set[str]:
     """The ids of the instances that answered; fewer than `wanted` when they took half a second."""
     found: set[str] = set()
-    with RawConnection(url, timeout=0.5) as nats:
+    with RawConnection(url) as nats:  # a server that comes up only slowly is no failure
+        nats.wait_at_most(0.5)
         nats.subscribe(b"_INBOX.ping")
         nats.publish(f"$SRV.PING.{service}".encode(), b"", reply=b"_INBOX.ping")
         try:

@@ -62,6 +62,10 @@ class RawConnection:
         self._reader.close()
         self._socket.close()
 
+    def wait_at_most(self, seconds: float) -> None:
+        """Bounds every wait from here on."""
+        self._socket.settimeout(seconds)
+
     def send(self, data: bytes) -> None:
         """Sends bytes of the protocol as they are."""
         self._socket.sendall(data)

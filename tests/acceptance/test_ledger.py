@@ -57,7 +57,7 @@ async def test_the_streams_keep_what_they_are_given(ledger: Ledger, deployment: 
         assert {name: config[name] for name in promised} == promised
         assert config["republish"]["dest"] == "convo.live.>"
         for refused in (f"STREAM.PURGE.{config['name']}", f"STREAM.MSG.DELETE.{config['name']}"):
-            answer = await ledger.nats.request(f"$JS.API.{refused}", b'{"seq": 1}')
+            answer = await ledger.nats.request(f"$JS.API.{refused}", b'{"seq": 1}', timeout=10)
             assert "error" in json.loads(answer.data)
 
 

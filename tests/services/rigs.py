@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from nats.aio.client import Client
+from nats.errors import NoRespondersError
+from nats.errors import TimeoutError as NatsTimeout
 from nats.micro.request import Request
 from nats.nuid import NUID
 from pydantic_core import to_json
@@ -41,6 +44,29 @@ def ledger(partitions: int = 1) -> Topology:
         originator_tokens=2,
         snapshot_bytes_max=4_000_000,
     )
+
+
+async def answering(nats: Client, service: str) -> None:
+    """Returns once the service (such as "convo-analytics") answers a ping."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await nats.request(f"$SRV.PING.{service}", timeout=1)
+                return
+            except (NoRespondersError, NatsTimeout):
+                await asyncio.sleep(0.02)
+
+
+async def included(ask: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+    """The answer, asked for again while tables lack what it must include.
+
+    The service waits a few seconds; a machine that is slow takes longer to fill them.
+    """
+    async with asyncio.timeout(90):
+        while True:
+            reply = await ask()
+            if reply["ok"] or reply["error"]["code"] != "storage_unavailable":
+                return reply
 
 
 @contextlib.asynccontextmanager

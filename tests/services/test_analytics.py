@@ -17,8 +17,6 @@ from typing import Any
 
 import pytest
 from nats.aio.client import Client
-from nats.errors import NoRespondersError
-from nats.errors import TimeoutError as NatsTimeout
 
 from domain.events import EVENT_CLASSES, ConversationEvent
 from infra.jetstream.envelope import pack
@@ -29,6 +27,7 @@ from projections.analytics.comparison import digests
 from projections.analytics.view import DuckDBDatastore
 from services.analytics import FILE
 from services.bootstrap import Process, running
+from tests.services.rigs import answering, included
 
 JSON = dict[str, Any]
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
@@ -56,7 +55,7 @@ class Ledger:
         return reply
 
     async def rows(self, sql: str, min_seq: int | None = None, **body: Any) -> list[list[Any]]:
-        reply = await self.ask("convo.sql", min_seq=min_seq, sql=sql, **body)
+        reply = await included(lambda: self.ask("convo.sql", min_seq, sql=sql, **body))
         assert reply["ok"], reply
         rows: list[list[Any]] = reply["rows"]
         return rows
@@ -72,17 +71,6 @@ class Ledger:
             while (stats := await self.stats())["state"] != "stopped":  # noqa: ASYNC110 (remote)
                 await asyncio.sleep(0.01)
         return stats
-
-    async def analytics_answering(self) -> None:
-        """Returns once the service answers a ping; it is projecting from then on."""
-        async with asyncio.timeout(60):
-            while True:
-                try:
-                    await self.nats.request("$SRV.PING.convo-analytics", timeout=1)
-                except (NoRespondersError, NatsTimeout):
-                    await asyncio.sleep(0.02)
-                else:
-                    return
 
     async def head(self) -> int:
         reply = await self.ask("$JS.API.STREAM.INFO.CONVO-EVENTS-0")
@@ -468,7 +456,7 @@ async def killed_at_random(
                 *serve(server), env=environment(tmp_path / "killed")
             )
             if chance.random() < 0.8:  # else while it starts
-                await ledger.analytics_answering()
+                await answering(ledger.nats, "convo-analytics")
             await asyncio.sleep(chance.uniform(0.0, 0.5))
             process.send_signal(signal.SIGKILL)
             ends.append(await process.wait())
@@ -479,9 +467,8 @@ async def killed_at_random(
 
     head = await ledger.head()
     for directory in ("killed", "clean"):
-        async with analytics(server, tmp_path / directory), asyncio.timeout(120):
-            while not (await ledger.ask("convo.sql", min_seq=head, sql="SELECT 1"))["ok"]:
-                pass  # it waits a few seconds itself
+        async with analytics(server, tmp_path / directory):
+            await ledger.rows("SELECT 1", min_seq=head)
     assert in_file(tmp_path / "killed") == in_file(tmp_path / "clean")
 
 

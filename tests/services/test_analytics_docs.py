@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from projections.analytics.rows import CONVERSATIONS, EVENTS, MESSAGES, USAGE
 from projections.analytics.schema import VIEWS
 from services.bootstrap import running
 from services.cli.analytics import table
+from tests.services.rigs import included
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/analytics.md").read_text(encoding="utf-8")
@@ -45,7 +47,7 @@ async def test_each_question_has_the_answer_that_the_page_shows(
             (await nats_client.request("$JS.API.STREAM.INFO.CONVO-EVENTS-0", timeout=10)).data
         )["state"]["last_seq"]
         for question, sql, answer in questions:
-            reply = await ask(nats_client, sql, head)
+            reply = await included(partial(ask, nats_client, sql, head))
             assert reply["ok"], (question, reply)
             assert "\n".join(list(table(reply))[:-1]) == answer, question
 

@@ -16,6 +16,7 @@ from nats.aio.client import Client
 from infra.server import EmbeddedServer, free_port
 from infra.settings import Settings
 from services.bootstrap import running
+from tests.services.rigs import included
 
 CLIENT = Path(__file__).with_name("attaching_client.py")
 TOKEN = "quack quack quack"
@@ -52,13 +53,13 @@ async def appended(nats: Client, content: str) -> int:
 
 
 async def asked(nats: Client, sql: str, seq: int) -> list[Any]:
-    message = await nats.request(
-        "convo.sql",
-        json.dumps({"sql": sql}).encode(),
-        timeout=20,
-        headers={"Convo-Min-Seq": str(seq)},
-    )
-    rows: list[Any] = json.loads(message.data)["rows"]
+    async def ask() -> dict[str, Any]:
+        body, headers = json.dumps({"sql": sql}).encode(), {"Convo-Min-Seq": str(seq)}
+        message = await nats.request("convo.sql", body, timeout=20, headers=headers)
+        reply: dict[str, Any] = json.loads(message.data)
+        return reply
+
+    rows: list[Any] = (await included(ask))["rows"]
     return rows
 
 

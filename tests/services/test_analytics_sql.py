@@ -18,13 +18,13 @@ import pytest
 import pytest_asyncio
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.errors import NoRespondersError
 
 from infra.connection import connect
 from infra.server import EmbeddedServer
 from infra.settings import Settings
 from infra.supervision import Child, Program, Supervisor
 from services.bootstrap import running
+from tests.services.rigs import answering, included
 
 JSON = dict[str, Any]
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
@@ -52,21 +52,10 @@ async def child(nats_server: EmbeddedServer, store_dir: Path) -> AsyncIterator[C
     async with running(settings, ("commands", "queries"), url=nats_server.url):
         child = supervisor.start(Program("analytics", argv, environment))
         nats = await connect(nats_server.url, name="test", settings=settings)
-        await answering(nats)
+        await answering(nats, "convo-analytics")
         await nats.close()
         yield child
         await supervisor.stop(["analytics"], within=10, hurry=asyncio.Event())
-
-
-async def answering(nats: Client) -> None:
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                await nats.request("$SRV.PING.convo-analytics", timeout=1)
-            except NoRespondersError:
-                await asyncio.sleep(0.02)
-            else:
-                return
 
 
 async def request(nats: Client, sql: str, min_seq: int | None = None, **body: Any) -> Msg:
@@ -82,7 +71,7 @@ async def ask(nats: Client, sql: str, **body: Any) -> JSON:
 
 
 async def rows(nats: Client, sql: str, **body: Any) -> list[list[Any]]:
-    reply = await ask(nats, sql, **body)
+    reply = await included(lambda: ask(nats, sql, **body))
     assert reply["ok"], reply
     found: list[list[Any]] = reply["rows"]
     return found
@@ -99,7 +88,8 @@ async def test_each_format_carries_rows_and_facts(child: Child, nats_client: Cli
     seq = await begun(nats_client, "formats")
     sql = "SELECT content, chars FROM messages WHERE conversation_id = 'formats'"
 
-    reply = await ask(nats_client, sql, min_seq=seq)
+    await rows(nats_client, sql, min_seq=seq)
+    reply = await ask(nats_client, sql)
     csv = await request(nats_client, sql, format="csv")
     arrow = await request(nats_client, sql, format="arrow")
 
@@ -186,7 +176,7 @@ async def test_a_query_that_ignores_its_interruption_ends_the_process_which_come
         assert told["error"]["code"] == "storage_unavailable"
         assert told["error"]["retryable"] is True
     await until(lambda: child.restarts == restarts + 1)
-    await answering(nats_client)
+    await answering(nats_client, "convo-analytics")
     behind = await begun(nats_client, "after-the-end")
     found = await rows(nats_client, "SELECT count(*) FROM events", min_seq=behind)
     assert found == [[behind]]
@@ -236,8 +226,7 @@ async def check_totals(nats: Client, url: str, files: list[Path], prefix: str = 
     await imported(url, files, prefix)
     info = await nats.request("$JS.API.STREAM.INFO.CONVO-EVENTS-0", b"{}", timeout=10)
     seq = json.loads(info.data)["state"]["last_seq"]
-    while not (await ask(nats, "SELECT 1", min_seq=seq))["ok"]:
-        pass
+    await rows(nats, "SELECT 1", min_seq=seq)
     for path in files:
         tenant = prefix + path.name.partition(".")[0]
         expected = counted(path)

@@ -257,7 +257,7 @@ async def test_damage_on_the_stream_is_told_as_a_fault_and_stops_writing(
     # given an event that somebody slipped in
     subject = topology.subject(ADAS.key)
     headers = {"Event-Type": "MessageAppended", "Event-Version": "3", "Event-Hash": "ab" * 32}
-    await nats_client.request(subject, b"{}", headers=headers)
+    await nats_client.request(subject, b"{}", headers=headers, timeout=10)
     async with process_on(nats_server.url, topology) as conversations:
         # when it is read or written to
         for told in (append(conversations), conversations.view(ADAS)):
@@ -276,7 +276,7 @@ async def test_an_event_that_does_not_fit_the_one_in_memory_is_damage_too(
     async with process_on(nats_server.url, topology) as conversations:
         await init(conversations)
         headers = {"Event-Type": "MessageAppended", "Event-Version": "2", "Event-Hash": "ab" * 32}
-        await nats_client.request(topology.subject(ADAS.key), b"{}", headers=headers)
+        await nats_client.request(topology.subject(ADAS.key), b"{}", headers=headers, timeout=10)
         for told in (conversations.view(ADAS), append(conversations)):
             with pytest.raises(LedgerDamaged):
                 await told

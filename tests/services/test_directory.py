@@ -17,8 +17,6 @@ from typing import Any
 
 import pytest
 from nats.aio.client import Client
-from nats.errors import NoRespondersError
-from nats.errors import TimeoutError as NatsTimeout
 
 from infra.server import EmbeddedServer
 from infra.settings import Settings
@@ -26,6 +24,7 @@ from services import freshness
 from services.bootstrap import Process, running
 from services.directory import FILE, FOLDER
 from services.endpoint import Outbox
+from tests.services.rigs import answering, included
 
 JSON = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,12 +49,13 @@ class Ledger:
         return reply
 
     async def listed(self, tenant: str, min_seq: int | None = None, **body: Any) -> list[str]:
-        reply = await self.ask(f"convo.list.{tenant}", min_seq=min_seq, **body)
+        reply = await included(lambda: self.ask(f"convo.list.{tenant}", min_seq, **body))
         assert reply["ok"], reply
         return [each["conversation_id"] for each in reply["conversations"]]
 
     async def found(self, tenant: str, query: str, min_seq: int | None = None, **body: Any) -> Any:
-        reply = await self.ask(f"convo.search.{tenant}", min_seq=min_seq, query=query, **body)
+        subject = f"convo.search.{tenant}"
+        reply = await included(lambda: self.ask(subject, min_seq, query=query, **body))
         assert reply["ok"], reply
         return [(each["conversation_id"], each["snippet"]) for each in reply["hits"]]
 
@@ -64,16 +64,6 @@ class Ledger:
         assert not reply["ok"], reply
         error: JSON = reply["error"]
         return error
-
-    async def answering(self) -> None:
-        """Returns once a directory answers."""
-        async with asyncio.timeout(60):
-            while True:
-                try:
-                    await self.nats.request("$SRV.PING.convo-directory", timeout=1)
-                    return
-                except (NoRespondersError, NatsTimeout):
-                    await asyncio.sleep(0.02)
 
     async def head(self) -> int:
         reply = await self.ask("$JS.API.STREAM.INFO.CONVO-EVENTS-0")
@@ -116,7 +106,8 @@ async def test_pages_follow_one_another_by_next(
         for number in range(7):
             seq = (await ledger.do(f"paged.c-{number}", "init", user_id="ada"))["seq"]
 
-        page = await ledger.ask("convo.list.paged", min_seq=seq, limit=3)
+        await ledger.listed("paged", min_seq=seq)
+        page = await ledger.ask("convo.list.paged", limit=3)
         shown = page["conversations"]
         while "next" in page:
             await ledger.do("paged.c-0", "append", role="user", content="up it goes")
@@ -132,7 +123,8 @@ async def test_a_cursor_is_good_at_another_instance_that_is_behind(
     async with directory(nats_server, tmp_path / "one"):
         for number in range(4):
             seq = (await ledger.do(f"moved.c-{number}", "init", user_id="ada"))["seq"]
-        page = await ledger.ask("convo.list.moved", min_seq=seq, limit=2)
+        await ledger.listed("moved", min_seq=seq)
+        page = await ledger.ask("convo.list.moved", limit=2)
     async with directory(nats_server, tmp_path / "two"):
         assert await ledger.listed("moved", cursor=page["next"]) == ["c-1", "c-0"]
 
@@ -144,7 +136,8 @@ async def test_a_page_is_cut_by_bytes_and_goes_on(
         for number in range(6):
             reply = await ledger.do(f"large.c-{number}", "init", user_id="ada", title="x" * 1000)
         monkeypatch.setattr(Outbox, "reply_bytes_max", 4_096 + 3_500)
-        page = await ledger.ask("convo.list.large", min_seq=reply["seq"])
+        await ledger.listed("large", min_seq=reply["seq"])
+        page = await ledger.ask("convo.list.large")
         assert [each["conversation_id"] for each in page["conversations"]] == ["c-5", "c-4"]
         assert await ledger.listed("large", cursor=page["next"]) == ["c-3", "c-2"]
 
@@ -303,6 +296,7 @@ async def import_until(enough: asyncio.Event, ledger: Ledger) -> None:
         await ledger.do(name, "import", messages=messages)
         await ledger.do(name, "update", user_id=f"user {number % 5}")
         number += 1
+        await asyncio.sleep(0.03)
 
 
 async def test_a_directory_killed_at_random_moments_is_that_of_a_clean_rebuild(
@@ -319,7 +313,7 @@ async def test_a_directory_killed_at_random_moments_is_that_of_a_clean_rebuild(
             process = await asyncio.create_subprocess_exec(
                 *serve(nats_server), env=environment(tmp_path / "killed")
             )
-            await ledger.answering()
+            await answering(ledger.nats, "convo-directory")
             await asyncio.sleep(chance.uniform(0, 0.5))  # the moment of the kill, not a readiness
             process.send_signal(signal.SIGKILL)
             ends.append(await process.wait())

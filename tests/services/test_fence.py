@@ -216,7 +216,7 @@ async def test_of_several_processes_on_a_folder_one_writes_and_all_compare(
     fences = [Fence(nats_client, tmp_path, {stream: {}}) for _ in range(2)]
     for each in fences:
         await each.start()
-    await nats_client.request(stream, b"one")
+    await nats_client.request(stream, b"one", timeout=10)
     await until(lambda: all(stream in each._seen for each in fences))
     await until(lambda: Witnesses(tmp_path).get(stream) is not None)
 

@@ -120,7 +120,9 @@ async def test_what_is_passed_on_arrives_as_it_was_sent(
                     content="x",
                 )
             )
-            events = await nats_client.request(f"convo.get.{TENANT}.{name}.events", b"{}")
+            events = await nats_client.request(
+                f"convo.get.{TENANT}.{name}.events", b"{}", timeout=10
+            )
             [begun] = json.loads(events.data)["events"]
             assert (begun["command_id"], begun["actor"]) == (f"c-{number}", "ada")
         assert sum(homes_of(each).passed_on for each in there) > 0
@@ -151,8 +153,7 @@ async def test_a_worker_that_stops_loses_no_request(
             writers = [asyncio.ensure_future(write(name)) for name in names]
             await until(lambda: homes_of(staying).passed_on > 50)
             await until(lambda: homes_of(leaving).passed_on > 50)
-        assert homes_of(staying)._homes == [homes_of(staying).id]
-        await asyncio.sleep(0)
+        await until(lambda: homes_of(staying)._homes == [homes_of(staying).id])
         done.set()
         versions = await asyncio.gather(*writers)
 
@@ -193,6 +194,7 @@ async def test_when_a_home_is_killed_its_commands_are_carried_out_at_once(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(homes, "SILENT_S", 1_000.0)  # nothing is told by silence
     names = [f"killed-{number}" for number in range(12)]
     async with (
         workers(nats_server, tmp_path / "here", 1) as [here],
@@ -201,7 +203,6 @@ async def test_when_a_home_is_killed_its_commands_are_carried_out_at_once(
         await until(lambda: len(homes_of(here)._homes) == 2)
         for name in names:
             await ask(nats_client, name, "init", user_id="ada", title="-")
-        monkeypatch.setattr(homes, "SILENT_S", 1_000.0)  # nothing is told by silence
         before = homes_of(here).passed_on
         os.kill(there, signal.SIGKILL)
         [killed] = set(homes_of(here)._homes) - {homes_of(here).id}

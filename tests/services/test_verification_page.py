@@ -95,6 +95,7 @@ async def test_the_script_names_the_first_version_that_was_changed(
         await target.request(
             "$JS.API.STREAM.CREATE.CONVO-EVENTS-0",
             json.dumps({"name": "CONVO-EVENTS-0", "subjects": ["convo.evt.>"]}).encode(),
+            timeout=10,
         )
         for body, headers in await stored_messages(source, "convo.evt.0.acme.c-1"):
             changed = body.replace(b"Answer 1", b"Answer 7")
@@ -102,6 +103,7 @@ async def test_the_script_names_the_first_version_that_was_changed(
                 "convo.evt.0.acme.c-1",
                 changed,
                 headers={name: value for name, value in headers.items() if name[:5] == "Event"},
+                timeout=10,
             )
         await source.close()
         await target.close()
@@ -136,6 +138,7 @@ async def stored_messages(connection: Client, subject: str) -> list[tuple[bytes,
                 await connection.request(
                     "$JS.API.STREAM.MSG.GET.CONVO-EVENTS-0",
                     json.dumps({"seq": seq, "next_by_subj": subject}).encode(),
+                    timeout=10,
                 )
             ).data
         )

@@ -403,7 +403,7 @@ async def test_a_strangers_message_is_a_conflict_whatever_its_headers_are(
     store: Store, nats_client: Client
 ) -> None:
     # given messages that no committer made, one with headers that are no text
-    await nats_client.request(store.topology.subject("strange-0"), b"hello")
+    await nats_client.request(store.topology.subject("strange-0"), b"hello", timeout=10)
     raw = b"NATS/1.0\r\nX-Name: \xff\xfe\r\n\r\n"
     subject = store.topology.subject("strange-1").encode()
     await nats_client._send_command(

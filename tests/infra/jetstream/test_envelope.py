@@ -238,7 +238,7 @@ async def test_foreign_messages_on_a_subject_are_damage_however_they_are_read(
     async with opened(nats_server.url) as store:
         # given a message that no committer made
         subject = store.topology.subject("strange")
-        answer = json.loads((await nats_client.request(subject, b"hello")).data)
+        answer = json.loads((await nats_client.request(subject, b"hello", timeout=10)).data)
         assert answer["seq"] == 1
         # when it is read
         for reading in (

@@ -207,7 +207,7 @@ async def test_a_foreign_message_in_a_page_is_damage(
 ) -> None:
     async with opened(nats_server.url) as store:
         await store.append(events(tail_of(store, "a")))
-        await nats_client.request(store.topology.subject("b"), b"hello")
+        await nats_client.request(store.topology.subject("b"), b"hello", timeout=10)
         stream, everything = store.topology.stream_name(0), f"{store.topology.prefix}.>"
         with pytest.raises(LedgerDamaged, match=r"\.b at stream sequence 2"):
             await store.reader.page(stream, everything, 1)
@@ -247,7 +247,7 @@ async def test_a_message_lost_out_of_a_page_is_noticed_and_the_page_asked_for_ag
 ) -> None:
     async with connected(nats_server.url) as nc:
         client = Filtered(nc)
-        reader = Reader(cast("Client", client), timeout=0.3)
+        reader = Reader(cast("Client", client), timeout=10)
         places = iter(range(100))
         client.pass_on = lambda _: next(places) != lost
         found, _ = await reader.page(library.stream, on(library, "a"), 1, limit=10)
@@ -265,6 +265,7 @@ async def test_a_page_whose_end_never_comes_is_unavailable(
         with pytest.raises(StoreUnavailable, match="check that the NATS server is up"):
             await reader.page(library.stream, on(library, "a"), 1, limit=10)
         # when what was late arrives after all, during another page
+        reader._timeout = 10
         client.pass_on = lambda _: True
         asked = asyncio.ensure_future(reader.page(library.stream, on(library, "b"), 1, limit=10))
         for deliver, message in client.kept:

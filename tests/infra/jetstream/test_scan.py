@@ -21,7 +21,7 @@ async def filled(nc: Client, stream: str, bodies: list[bytes]) -> None:
     made = await call(nc, f"STREAM.CREATE.{stream}", {"name": stream, "subjects": [f"{stream}.>"]})
     assert "error" not in made, made
     for number, body in enumerate(bodies):
-        await nc.request(f"{stream}.{number % 2}", body, headers={"N": str(number)})
+        await nc.request(f"{stream}.{number % 2}", body, headers={"N": str(number)}, timeout=10)
 
 
 async def read(nc: Client, stream: str, **options: object) -> list[Stored]:
@@ -98,7 +98,7 @@ async def test_a_scan_leaves_no_consumer_behind(nats_client: Client) -> None:
             break
     await nats_client.flush()
 
-    info = json.loads((await nats_client.request("$JS.API.STREAM.INFO.CLEAN")).data)
+    info = json.loads((await nats_client.request("$JS.API.STREAM.INFO.CLEAN", timeout=10)).data)
     assert info["state"]["consumer_count"] == 0
 
 

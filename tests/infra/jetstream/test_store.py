@@ -199,7 +199,7 @@ async def crafted(nc: Client, subject: str, version: int, previous: bytes) -> by
     """Stores an event as no committer would; returns its hash."""
     digest = hashlib.sha256(previous + b"{}").digest()
     headers = {"Event-Type": "T", "Event-Version": str(version), "Event-Hash": digest.hex()}
-    await nc.request(subject, b"{}", headers=headers)
+    await nc.request(subject, b"{}", headers=headers, timeout=10)
     return digest
 
 

@@ -188,7 +188,7 @@ async def test_nothing_can_be_purged_or_deleted(nats_client: Client) -> None:
     await ensure(nats_client, topology)
     stream = topology.stream_name(0)
     subject = topology.subject("acme.c-1")
-    await nats_client.request(subject, b"{}")
+    await nats_client.request(subject, b"{}", timeout=10)
     purged = await call(nats_client, f"STREAM.PURGE.{stream}", {})
     deleted = await call(nats_client, f"STREAM.MSG.DELETE.{stream}", {"seq": 1})
     assert purged["error"]["err_code"] == 10110

@@ -57,10 +57,12 @@ async def compare_all(url: str) -> int:
     """Compares every conversation on the server; returns how many versions there were."""
     connection = await nats.connect(url)
     streams: dict[str, list[JSON]] = {}
-    info = json.loads((await connection.request("$JS.API.STREAM.INFO.CONVO-EVENTS-0")).data)
+    info = json.loads(
+        (await connection.request("$JS.API.STREAM.INFO.CONVO-EVENTS-0", timeout=10)).data
+    )
     for seq in range(1, info["state"]["last_seq"] + 1):
         answer = await connection.request(
-            "$JS.API.STREAM.MSG.GET.CONVO-EVENTS-0", json.dumps({"seq": seq}).encode()
+            "$JS.API.STREAM.MSG.GET.CONVO-EVENTS-0", json.dumps({"seq": seq}).encode(), timeout=10
         )
         message = json.loads(answer.data)["message"]
         event = json.loads(base64.b64decode(message["data"]))

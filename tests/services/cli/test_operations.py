@@ -169,13 +169,15 @@ async def test_doctor_names_the_promises_that_a_stream_breaks(nats_client: Clien
     settings = Settings(partitions=2)
     wanted = topology(settings).events_config(1)
     wanted |= {"deny_purge": False, "allow_atomic": False}
-    await nats_client.request("$JS.API.STREAM.CREATE.CONVO-EVENTS-1", json.dumps(wanted).encode())
+    await nats_client.request(
+        "$JS.API.STREAM.CREATE.CONVO-EVENTS-1", json.dumps(wanted).encode(), timeout=10
+    )
 
     [*_, check] = await streams(nats_client, settings, 5.0)
 
     assert check.verdict == "FAIL"
     assert "allow_atomic: is not set, has to be true" in check.text
-    await nats_client.request("$JS.API.STREAM.DELETE.CONVO-EVENTS-1")
+    await nats_client.request("$JS.API.STREAM.DELETE.CONVO-EVENTS-1", timeout=10)
 
 
 # -- bench --------------------------------------------------------------------------------------
