@@ -33,10 +33,9 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, ClassVar
 
 from nats.errors import (
     ConnectionClosedError,
@@ -46,6 +45,7 @@ from nats.errors import (
 from nats.nuid import NUID
 
 from infra.jetstream import outcome
+from infra.jetstream.costs import Costs
 from infra.jetstream.envelope import (
     BATCH_COMMIT,
     BATCH_ID,
@@ -55,8 +55,6 @@ from infra.jetstream.envelope import (
     WRITE_ID,
     Message,
     Tail,
-    sent_under,
-    stored_headers,
 )
 from infra.jetstream.errors import (
     NATS_FAILURES,
@@ -66,8 +64,8 @@ from infra.jetstream.errors import (
     StoreUnavailable,
     TooLarge,
 )
-from infra.jetstream.topology import BATCH_MESSAGES_MAX, call
-from infra.jetstream.whole import find_whole, may_be_open
+from infra.jetstream.reading_back import read_back
+from infra.jetstream.topology import BATCH_MESSAGES_MAX
 from infra.lean import Event, LeanClient
 
 log = logging.getLogger(__name__)
@@ -123,46 +121,6 @@ class Counters:
     batched_events: int = 0
     conflicts: int = 0
     unknown: int = 0
-
-
-@dataclass(slots=True)
-class Costs:
-    """What publishes and batches have lately cost, in seconds (moving averages).
-
-    `side_by_side`: one more publish when several are under way; the server takes one after the
-    other. `batch_fixed`: a batch whatever is in it. Starts with figures measured on a local SSD.
-    Only clean samples count: publishes without a batch between them, a batch small enough for its
-    fixed cost to show.
-    """
-
-    side_by_side: float = 0.000_3
-    batch_fixed: float = 0.003
-
-    OF_ONE_ALONE: ClassVar[float] = 0.6
-    """What one more publish side by side costs, as a part of one that is alone."""
-    BATCH_EVENT: ClassVar[float] = 0.000_02
-    BREAK_EVEN_MAX: ClassVar[int] = 12
-    """A busy worker counts its own time as the batch's: unbounded, it would stop batching."""
-    CLEAN_BATCH_MAX: ClassVar[int] = 64
-
-    def break_even(self) -> int:
-        """From how many waiting events on one batch is cheaper than as many plain publishes."""
-        gain = max(self.side_by_side - self.BATCH_EVENT, 0.000_01)
-        return max(2, min(self.BREAK_EVEN_MAX, int(self.batch_fixed / gain) + 1))
-
-    def saw_alone(self, seconds: float) -> None:
-        """Counts one plain publish that had the store to itself."""
-        self.saw_next(seconds * self.OF_ONE_ALONE)
-
-    def saw_next(self, seconds: float) -> None:
-        """Counts one plain publish that was answered so long after the one before it."""
-        self.side_by_side += 0.02 * (min(seconds, 0.1) - self.side_by_side)
-
-    def saw_batch(self, seconds: float, events: int) -> None:
-        """Counts one batch, with the time that its writers were waited for."""
-        if events <= self.CLEAN_BATCH_MAX:
-            fixed = max(0.000_2, seconds - events * self.BATCH_EVENT)
-            self.batch_fixed += 0.05 * (min(fixed, 0.1) - self.batch_fixed)
 
 
 class Committer:
@@ -521,58 +479,13 @@ class Committer:
         """
         if self.distrusts_reading:
             raise StoreUnavailable("what can be read of the store is not to be trusted now")
-        known = await self._read_back(group, ids)
+        messages = [message for write in group for message in write.messages]
+        known = await read_back(self._nc, self._stream, messages, ids, timeout=self._timeout)
         if isinstance(known, int):
             self._stored(group, known)
         elif known:
             self._conflicted(group, known)
         return bool(known)
-
-    async def _read_back(self, group: list[Write], ids: set[str]) -> int | set[Tail]:
-        """Reads what is on the group's subjects behind where they were expected to end.
-
-        Returns the stream sequence of the group's first event when that was sent under one of our
-        `ids` (one event is enough: a group is atomic); else the tails behind which somebody else's
-        event is. Raises StoreUnavailable when the leader does not answer.
-        """
-        place: dict[Tail, int] = {}  # of the first event of each tail within the group
-        for index, message in enumerate(m for write in group for m in write.messages):
-            place.setdefault(message.tail, index)
-        tails = list(place)
-        found = await self._first_behind(tails[0])
-        if found is not None and found[1] in ids:
-            return found[0]
-        behind = [found, *await asyncio.gather(*map(self._first_behind, tails[1:]))]
-        for tail, event in zip(tails, behind, strict=True):
-            if event is not None and event[1] in ids:
-                return event[0] - place[tail]  # it has arrived while the others were read
-        return {tail for tail, event in zip(tails, behind, strict=True) if event is not None}
-
-    async def _first_behind(self, tail: Tail) -> tuple[int, str] | None:
-        """Sequence and write id of the first event behind `tail.seq`, as the leader has it."""
-        answer = await call(
-            self._nc,
-            f"STREAM.MSG.GET.{self._stream}",
-            {"seq": tail.seq + 1, "next_by_subj": tail.subject},
-            timeout=self._timeout,
-        )
-        error = answer.get("error")
-        if error is None:
-            message = answer["message"]
-            await self._check_whole(message)
-            return message["seq"], sent_under(message)
-        if outcome.absent(answer):
-            return None
-        raise StoreUnavailable(f"reading {tail.subject} back failed: {error.get('description')}")
-
-    async def _check_whole(self, message: Mapping[str, Any]) -> None:
-        """Raises StoreUnavailable for a message of a batch that lies there without its commit."""
-        if not may_be_open(stored_headers(message)):
-            return
-        seq = message["seq"]
-        whole = await find_whole(self._nc, self._stream, seen=seq, timeout=self._timeout)
-        if seq > whole:
-            raise StoreUnavailable(f"a batch at sequence {seq} of {self._stream} is not committed")
 
     async def _refused(
         self, group: list[Write], reason: str, ids: set[str], *, uncertain: bool

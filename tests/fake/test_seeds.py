@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from typing import Any
@@ -17,9 +17,10 @@ from unittest.mock import patch
 
 import pytest
 
-from infra.jetstream import feed, outcome, reader, scan
-from infra.jetstream.committer import Committer
+from infra.jetstream import committer, feed, outcome, reader, scan
+from infra.jetstream.envelope import Message, Tail
 from infra.jetstream.fence import Fence
+from infra.jetstream.reading_back import read_back
 from tests.faults.seeds import TOGETHER, main, play_some
 
 from .world import SeedFailed, play
@@ -78,10 +79,12 @@ def found_out(seeds: range) -> SeedFailed:
 
 
 def taking_10071_for_a_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def read_nothing(self: Committer, group: Any, ids: set[str]) -> Any:
-        return {message.tail for write in group for message in write.messages}
+    async def read_nothing(
+        nc: Any, stream: str, messages: Sequence[Message], ids: set[str], *, timeout: float
+    ) -> set[Tail]:
+        return {message.tail for message in messages}
 
-    monkeypatch.setattr(Committer, "_read_back", read_nothing)
+    monkeypatch.setattr(committer, "read_back", read_nothing)
 
 
 def taking_no_answer_for_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,12 +101,12 @@ def taking_any_event_for_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
         def __contains__(self, _: object) -> bool:
             return True
 
-    read_back = Committer._read_back
+    async def careless(
+        nc: Any, stream: str, messages: Sequence[Message], ids: set[str], *, timeout: float
+    ) -> int | set[Tail]:
+        return await read_back(nc, stream, messages, Anything(ids), timeout=timeout)
 
-    async def careless(self: Committer, group: Any, ids: set[str]) -> Any:
-        return await read_back(self, group, Anything(ids))
-
-    monkeypatch.setattr(Committer, "_read_back", careless)
+    monkeypatch.setattr(committer, "read_back", careless)
 
 
 def showing_what_is_not_committed(monkeypatch: pytest.MonkeyPatch) -> None:
