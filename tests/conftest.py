@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import pytest_asyncio
 from nats.aio.client import Client
@@ -18,6 +19,15 @@ from infra.settings import PREFIX, Settings, variable
 pytest.register_assert_rewrite("tests.fake.contract")  # before whoever comes first imports it
 
 UNTIL_TIMEOUT_S = 30.0
+
+# How long an example takes, or is looked for, is the machine's concern: it may be busy.
+hypothesis.settings.register_profile(
+    "patient",
+    hypothesis.settings(),
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -279,14 +279,13 @@ def spoilt(draw: st.DrawFn) -> bytes:
 
 @pytest.mark.parametrize("verb", VERBS)
 @given(body=st.binary(max_size=200))
-@settings(deadline=None)
 def test_any_bytes_are_a_command_or_an_invalid_request(verb: str, body: bytes) -> None:
     parsed_or_refused(verb, body)
 
 
 @given(body=spoilt())
 @example(WELL_FORMED)
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 def test_a_spoilt_body_is_a_command_or_an_invalid_request(body: bytes) -> None:
     parsed_or_refused("turn", body)
 
@@ -298,7 +297,6 @@ def test_the_body_that_is_spoilt_is_good_as_it_is() -> None:
 @pytest.mark.parametrize("verb", VERBS)
 @given(value=requests)
 @example(value={"messages": [{"role": "user", "content": None, "tool_calls": [{}]}]})
-@settings(deadline=None)
 def test_any_json_is_a_command_or_an_invalid_request(verb: str, value: Any) -> None:
     command = parsed_or_refused(verb, json.dumps(value).encode())
 
@@ -311,7 +309,6 @@ def test_any_json_is_a_command_or_an_invalid_request(verb: str, value: Any) -> N
 
 
 @given(value=st.dictionaries(text, json_values, max_size=4))
-@settings(deadline=None)
 def test_metadata_may_be_any_json_object(value: dict[str, Any]) -> None:
     body = {"role": "user", "content": "x", "metadata": value}
 

@@ -194,7 +194,7 @@ def test_a_time_is_written_in_utc_with_microseconds(time: datetime, written: str
 
 
 @given(event=events)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_whatever_an_event_holds_comes_back_as_it_was(event: ConversationEvent) -> None:
     stored = MAPPER.to_stored_event(event)
 

@@ -119,7 +119,7 @@ def test_a_snapshot_is_the_same_conversation(long: Conversation) -> None:
 
 
 @arbitrary(requests=st.lists(REQUESTS, max_size=12))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_snapshot_taken_anywhere_leads_to_the_same_conversation(requests: list[Request]) -> None:
     scenario = given(init())
     for request in requests:

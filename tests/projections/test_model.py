@@ -35,7 +35,7 @@ def shown(message: dict[str, Any], given_: dict[str, Any]) -> dict[str, Any]:
 
 
 @arbitrary(requests=plain.lives)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_window_totals_and_state_agree_with_the_model_after_every_step(
     requests: list[Request],
 ) -> None:

@@ -32,7 +32,7 @@ def same(one: ConversationView, other: ConversationView) -> None:
 
 
 @arbitrary(requests=plain.lives, data=st.data())
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_live_cold_and_through_a_snapshot_are_one(
     requests: list[Request], data: st.DataObject
 ) -> None:
@@ -54,7 +54,7 @@ def test_live_cold_and_through_a_snapshot_are_one(
 
 
 @arbitrary(requests=plain.lives)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_the_history_since_the_last_reset_ends_with_the_window(requests: list[Request]) -> None:
     scenario = given()
     for request in requests:
@@ -73,7 +73,7 @@ def test_the_history_since_the_last_reset_ends_with_the_window(requests: list[Re
 
 
 @arbitrary(events=st.lists(any_events, max_size=8), size=st.integers(1, 3))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_no_event_however_odd_stops_the_fold_or_is_lost_in_a_snapshot(
     events: list[ConversationEvent], size: int
 ) -> None:

@@ -22,6 +22,7 @@ from infra.sturdy import SturdyClient
 from services import others
 from services.bootstrap import Process, running
 from services.endpoint import Outbox
+from services.homes import Homes
 from services.in_use.attempt import Answer
 from services.others import WORKERS, Others
 from services.queries import PREFIX
@@ -110,6 +111,7 @@ async def test_what_one_worker_acknowledges_any_other_shows_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Over NATS, which spreads the requests: most reads come to a worker that did not write."""
+    monkeypatch.setattr(Homes, "of", lambda *_: None)  # each carries out what comes to it
     async with worker(nats_server, tmp_path) as one, worker(nats_server, tmp_path) as two:
         await until(lambda: sure(one) and sure(two))
         await told(one, "init", "shared", user_id="ada")

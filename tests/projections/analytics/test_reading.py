@@ -44,7 +44,7 @@ def test_what_is_read_has_the_fields_of_the_event(
 
 
 @given(event=strategies.events | usual)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_what_is_read_is_what_the_mapper_reads(event: ConversationEvent) -> None:
     body = MAPPER.to_stored_event(event).state
     mapped = MAPPER.event_of(event.originator_id, event.originator_version, event.TOPIC, body)
@@ -72,7 +72,7 @@ def test_what_is_read_is_what_the_mapper_reads(event: ConversationEvent) -> None
 
 
 @given(event=usual, indent=st.sampled_from([None, 1]))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_a_body_that_another_program_wrote_says_the_same(
     event: ConversationEvent, indent: int | None
 ) -> None:

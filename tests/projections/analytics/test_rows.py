@@ -66,7 +66,7 @@ def table(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[dict[st
 
 
 @arbitrary(requests=plain.lives)
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 def test_rows_agree_with_the_model_of_any_life(requests: list[Request]) -> None:
     scenario = given()
     model: plain.Model | None = None
@@ -139,7 +139,7 @@ def check_messages(events: list[ConversationEvent], session: int, model: plain.M
 
 
 @arbitrary(event=strategies.events)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_data_is_what_is_stored_whatever_it_holds(event: ConversationEvent) -> None:
     body = MAPPER.to_stored_event(event).state
     assert from_json(data_of(body)) == from_json(body)["data"]
@@ -162,7 +162,7 @@ shown = strategies.events.filter(
 
 
 @arbitrary(events=st.lists(shown, min_size=1, max_size=5))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_the_tables_hold_whatever_an_event_may(
     tables: AnalyticsView, events: list[ConversationEvent]
 ) -> None:
@@ -318,7 +318,7 @@ def test_digests_tell_tables_apart_whatever_the_order_of_their_rows(
         max_size=4,
     )
 )
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_daily_usage_is_the_sum_of_usage_however_it_came(
     batches: list[list[tuple[int, str | None, int]]],
 ) -> None:

@@ -215,7 +215,7 @@ def same_as_the_state(events: list[ConversationEvent]) -> None:
 
 
 @arbitrary(requests=plain.lives)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_the_item_of_any_life_is_that_of_the_state(requests: list[Request]) -> None:
     scenario = given()
     for request in requests:
@@ -224,7 +224,7 @@ def test_the_item_of_any_life_is_that_of_the_state(requests: list[Request]) -> N
 
 
 @arbitrary(events=st.lists(any_events, max_size=8))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_no_event_however_odd_is_shown_otherwise_than_in_the_state(
     events: list[ConversationEvent],
 ) -> None:

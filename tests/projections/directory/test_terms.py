@@ -100,7 +100,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
 
 @arbitrary(query=texts)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @example('"')
 @example('" AND NEAR(a b) *')
 @example("terms:x -y ^z {a} (b) + c")
@@ -114,7 +114,7 @@ def test_nothing_that_is_typed_is_an_error(query: str) -> None:
 
 
 @arbitrary(text=texts)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_text_is_found_by_itself_in_quotes(text: str) -> None:
     bare = "".join(character for character in text if character not in '"“”„‟«»＂')
     if index_text(bare):
@@ -125,7 +125,7 @@ def test_a_text_is_found_by_itself_in_quotes(text: str) -> None:
     text=st.text("我要去北京办事。天気はいいですね、ガードー가나 abc", max_size=30),
     data=st.data(),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_two_neighbouring_characters_are_found(text: str, data: st.DataObject) -> None:
     """As grep would; a query with a blank or a mark in it means something else."""
     pairs = [text[n : n + 2] for n in range(len(text) - 1)]
@@ -136,7 +136,7 @@ def test_any_two_neighbouring_characters_are_found(text: str, data: st.DataObjec
 
 
 @arbitrary(text=texts)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_folded_characters_know_where_they_come_from(text: str) -> None:
     folded, places = fold_with_places(text)
     assert folded == fold(text)
@@ -178,7 +178,7 @@ def test_a_snippet_of_a_long_text_is_around_the_hit_and_short() -> None:
 
 
 @arbitrary(text=texts, query=texts)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @example(text="ﷺ" * 20, query="صلى")
 def test_a_snippet_is_a_part_of_the_text_with_marks(text: str, query: str) -> None:
     shown = snippet(text, parse(query))
