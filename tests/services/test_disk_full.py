@@ -20,6 +20,7 @@ from nats.errors import Error as NatsError
 from infra.jetstream.topology import call
 from infra.server import EmbeddedServer
 from infra.settings import Settings
+from services import health
 from services.bootstrap import Process, running
 from services.cli.inspection import inspect
 from services.health import SUBJECT
@@ -53,12 +54,19 @@ async def process(nats_server: EmbeddedServer, nats_client: Client) -> Any:
         yield process
 
 
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was heard counts until something else is heard, however long a test takes."""
+    monkeypatch.setattr(health, "HELD_S", 1_000.0)
+
+
 async def told(nc: Client, process: Process, until: Until, state: str) -> None:
     """Has the process hear how the store is."""
     await nc.publish(SUBJECT, json.dumps({"state": state, "reason": "no room: make some"}).encode())
     await until(lambda: process.health._heard.state == state)
 
 
+@pytest.mark.usefixtures("held")
 async def test_while_there_is_no_room_writes_are_refused_at_once_and_reads_go_on(
     process: Process, nats_client: Client, until: Until
 ) -> None:

@@ -87,9 +87,13 @@ async def said(nc: Client, conversation: str, times: int) -> list[int]:
 
 
 async def test_each_conversation_is_written_to_by_one_worker_alone(
-    nats_server: EmbeddedServer, nats_client: Client, tmp_path: Path
+    nats_server: EmbeddedServer,
+    nats_client: Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    names = [f"shared-{number}" for number in range(24)]
+    monkeypatch.setattr(homes, "SILENT_S", 1_000.0)  # however slow, all stay
+    names = [f"shared-{number}" for number in range(48)]  # so many that each worker has some
     async with workers(nats_server, tmp_path, 3) as there:
         versions = await asyncio.gather(*(said(nats_client, name, 6) for name in names))
         shares = [carried_out(each) for each in there]

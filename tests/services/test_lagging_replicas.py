@@ -21,6 +21,7 @@ from infra.server import EmbeddedServer
 from services.commands import CommandService
 from services.conversations import Conversations
 from services.endpoint import COMMAND_ID, CONSISTENCY, MIN_SEQ, Outbox
+from services.in_use import views
 from services.queries import QueryService
 
 from .rigs import ADAS, Answers, append, init, ledger, process_on, request
@@ -67,7 +68,7 @@ class Served:
 
     def __init__(self, conversations: Conversations) -> None:
         self.conversations = conversations
-        self.reader = LaggingReader(conversations.store.reader._nc, timeout=1)
+        self.reader = LaggingReader(conversations.store.reader._nc, timeout=10)
         conversations.store.reader = self.reader
         self.answers = Answers()
         self.outbox = Outbox(cast("Client", self.answers))
@@ -83,7 +84,7 @@ class Served:
         }
         asked = request(f"convo.{kind}.{ADAS.key}.{word}", json.dumps(body).encode(), named)
         await (self.commands if kind == "cmd" else self.queries).handle(asked)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             return await self.answers.given.get()
 
 
@@ -108,6 +109,12 @@ async def served(nats_server: EmbeddedServer) -> AsyncIterator[Served]:
         served.reader.lag(7)
         yield served
         await served.outbox.close()
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read waits for a replica longer than that lags, on a slow machine too."""
+    monkeypatch.setattr(views, "MIN_SEQ_WAIT_S", 10.0)
 
 
 def said(answer: dict[str, Any]) -> list[str]:
