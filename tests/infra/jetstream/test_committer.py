@@ -687,7 +687,7 @@ async def test_a_store_that_is_full_after_no_answer_came_is_looked_up_first(
 async def test_the_outcome_is_unknown_only_at_the_deadline(
     nats_server: EmbeddedServer, together: int
 ) -> None:
-    async with faulty(nats_server.url, deadline=1.0, timeout=0.2) as (store, client):
+    async with faulty(nats_server.url, deadline=2.5, timeout=0.2) as (store, client):
         client.on_commit = lose
         handed = [Handed(store, different(tail_of(store, f"c-{n}"))) for n in range(together)]
         for each in handed:
@@ -710,7 +710,7 @@ async def test_the_outcome_is_unknown_only_at_the_deadline(
 async def test_what_never_left_is_unavailable_and_not_unknown(
     nats_server: EmbeddedServer, together: int
 ) -> None:
-    async with faulty(nats_server.url, deadline=0.5) as (store, client):
+    async with faulty(nats_server.url, deadline=1.5) as (store, client):
 
         async def no_leader(commit: Call) -> Msg:
             return commit.answer({"code": 503, "err_code": 10008, "description": "no leader"})

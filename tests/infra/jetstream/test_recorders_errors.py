@@ -35,7 +35,7 @@ from infra.jetstream.errors import OutcomeUnknown, StoreReadOnly, StoreUnavailab
 from tests.infra.jetstream.library import OpenDatastore, event, versions
 from tests.infra.jetstream.nats_process import NatsProcess, api
 
-TIMEOUT_S = 1.0
+TIMEOUT_S = 4.0
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -31,7 +32,7 @@ def with_snapshots(**fields: int) -> Topology:
 
 @pytest_asyncio.fixture
 async def store(nats_server: EmbeddedServer) -> AsyncIterator[Store]:
-    async with opened(nats_server.url, with_snapshots(), request_timeout=0.5) as store:
+    async with opened(nats_server.url, with_snapshots(), request_timeout=10) as store:
         yield store
 
 
@@ -85,14 +86,17 @@ async def test_without_the_stream_saving_is_false_and_loading_unavailable(
         await store.snapshots.load("ada")
 
 
-async def test_while_disconnected_neither_hangs(nats_server: EmbeddedServer, until: Until) -> None:
-    async with connected(nats_server.url) as writing, connected(nats_server.url) as reading:
+async def test_while_disconnected_neither_hangs(tmp_path: Path, until: Until) -> None:
+    server = EmbeddedServer(tmp_path)
+    await server.start()
+    async with connected(server.url) as writing, connected(server.url) as reading:
         store = await Store.open(with_snapshots(), writing=writing, reading=reading)
         assert await store.snapshots.save("ada", b"x")
-        nats_server.kill()
-        await until(lambda: not reading.is_connected)
+        await server.stop()
+        await until(lambda: not (writing.is_connected or reading.is_connected))
         assert not await store.snapshots.save("ada", b"y")
         with pytest.raises(StoreUnavailable, match="did not answer"):
             await store.snapshots.load("ada")
-        await until(lambda: reading.is_connected)
-        await store.close()
+        async with EmbeddedServer(tmp_path, port=server.port):
+            await until(lambda: writing.is_connected and reading.is_connected)
+            await store.close()
