@@ -160,6 +160,7 @@ def test_one_consumer_serves_as_long_as_nothing_goes_wrong(
         await create(feed, nc, name)
 
     monkeypatch.setattr(Feed, "_create", counted)
+    monkeypatch.setattr(feed_module, "SILENCE_MAX_S", 60.0)  # however long anything is held up
     fill(recorder, 6_000, 1_000)
     with recorder.subscribe() as subscription:
         assert take(subscription, 6_000) == list(range(1, 6_001))
