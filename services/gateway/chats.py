@@ -341,7 +341,7 @@ async def _answered(ours: Gateway, caller: Identity, id: ConversationId, body: P
         viewer, state = await _watched(ours, caller, id, holding)
         question, min_seq, reply_id = await _asked(ours, caller, id, body, state)
         answer = await ours.ledger.respond(caller, id, question, min_seq=min_seq, reply_id=reply_id)
-        state = await _read(ours, caller, id, viewer)
+        state = await _read(ours, caller, id, viewer, strong=True)  # the answer has begun
         return EventStream(
             chunks(viewer, answer, found(state, answer)), holding.pop_all(), PROTOCOL
         )
@@ -363,13 +363,12 @@ async def _asked(
     if known is None:
         if body.trigger == "regenerate-message":
             raise invalid("the message to answer again is not among the recent ones", "messages")
-        command: JSON = {"role": "user", "content": content}
-        if said.id:
-            command["message_id"] = said.id
-        if said.model_extra:
-            command["metadata"] = said.model_extra
-        written = await ours.ledger.command(caller, id, "append", command)
-        return written["message_id"], written["seq"], None
+        try:
+            written = await _append(ours, caller, id, said, content)
+        except GatewayError as refused:
+            state, known = await _said_meanwhile(ours, caller, id, said, refused)
+        else:
+            return written["message_id"], written["seq"], None
     if body.trigger == "submit-message" and known["content"] == content:
         return known["message_id"], state["seq"], None
     seq = state["seq"]
@@ -383,6 +382,29 @@ async def _asked(
     return known["message_id"], seq, new_id()
 
 
+async def _append(
+    ours: Gateway, caller: Identity, id: ConversationId, said: UIMessage, content: str | list[JSON]
+) -> JSON:
+    command: JSON = {"role": "user", "content": content}
+    if said.id:
+        command["message_id"] = said.id
+    if said.model_extra:
+        command["metadata"] = said.model_extra
+    return await ours.ledger.command(caller, id, "append", command)
+
+
+async def _said_meanwhile(
+    ours: Gateway, caller: Identity, id: ConversationId, said: UIMessage, refused: GatewayError
+) -> tuple[JSON, JSON]:
+    """The state and the message in it, where the same request was sent twice and the other one was
+    faster. Raises `refused` where it was not."""
+    if refused.code == "invalid_state" and said.id:
+        state = (await ours.ledger.query(caller, id, "state", strong=True))["state"]
+        if known := found(state, said.id):
+            return state, known
+    raise refused
+
+
 async def _watched(
     ours: Gateway, caller: Identity, id: ConversationId, holding: AsyncExitStack
 ) -> tuple[Viewer, JSON]:
@@ -391,8 +413,12 @@ async def _watched(
     return viewer, await _read(ours, caller, id, viewer)
 
 
-async def _read(ours: Gateway, caller: Identity, id: ConversationId, viewer: Viewer) -> JSON:
-    reply = await _or_not_found(ours.ledger.query(caller, id, "state", min_seq=viewer.seq))
+async def _read(
+    ours: Gateway, caller: Identity, id: ConversationId, viewer: Viewer, *, strong: bool = False
+) -> JSON:
+    reply = await _or_not_found(
+        ours.ledger.query(caller, id, "state", min_seq=viewer.seq, strong=strong)
+    )
     viewer.begin(reply["version"])
     return _there(reply)
 

@@ -201,15 +201,15 @@ async def copilot(body: Question, caller: Writer, ours: Ours) -> Answered:
         )
         ended = await _end_of(viewer, answer_id)
         page = await ours.ledger.messages_newest(caller, conversation, 20, min_seq=ended.seq)
-    answer = next(each for each in page["messages"] if each["message_id"] == answer_id)
-    if ended.type == "ReplyAborted":
-        reason = ended.data.get("reason", "stopped")
+    answer = next((each for each in page["messages"] if each["message_id"] == answer_id), None)
+    if ended.type == "ReplyAborted" or answer is None:  # None: taken back, as a reset does
+        reason = ended.data.get("reason", "reset")
         raise GatewayError(
             502,
             "answer_aborted",
             f"the answer was ended before it was whole ({reason}): ask again",
             retryable=True,
-            details={"message": shown(answer)},
+            details={"message": shown(answer)} if answer else None,
         )
     return Answered.model_construct(conversation_id=id, message=shown(answer))
 
@@ -219,16 +219,12 @@ async def talk(websocket: WebSocket, id: str, caller: Reader, ours: Ours) -> Non
     """The conversation as it happens, and what the client says to it."""
     conversation = caller.conversation(id)
     async with ours.live.watching(conversation, caller) as viewer:
-        try:
-            found = await ours.ledger.query(caller, conversation, "state", min_seq=viewer.seq)
-        except GatewayError as error:
-            _pass_unknown(error)
-            if viewer.feed.version:
-                raise  # it is there, and another user's
-            found = {"version": 0, "state": _UNKNOWN}
-        viewer.begin(found["version"])
+        found = await viewer.begun(
+            lambda seq: ours.ledger.query(caller, conversation, "state", min_seq=seq)
+        )
         socket = await accepted(websocket)
-        talk = Talk(ours, caller, id, socket=socket, viewer=viewer, state=found["state"])
+        state = found["state"] if found else _UNKNOWN
+        talk = Talk(ours, caller, id, socket=socket, viewer=viewer, state=state)
         await socket.send(talk.greeting())
         await attend(socket, talk.hear(), talk.tell())
 

@@ -8,6 +8,7 @@ bounded in time.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -36,6 +37,10 @@ JSON = dict[str, Any]
 ANSWER_WITHIN_S = 5.0
 """One answer; a command that takes longer is asked about again, under the same id."""
 
+SEEN_FOR_S = 10.0
+SEEN_MAX = 10_000
+"""How long, and of how many conversations, it is remembered what viewers here have been told."""
+
 RETRIES = 3
 FIRST_PAUSE_S = 0.1
 
@@ -58,6 +63,17 @@ class Ledger:
     def __init__(self, nats: Client, *, within_s: float = ANSWER_WITHIN_S) -> None:
         self.nats = nats
         self.within_s = within_s
+        self._seen: dict[ConversationId, tuple[int, float]] = {}
+
+    def saw(self, id: ConversationId, seq: int) -> None:
+        """Viewers are told of this event: what is read from now on includes it.
+
+        They may hear of it before the service that stores it knows that it is stored.
+        """
+        self._seen.pop(id, None)  # the newest are at the end
+        self._seen[id] = (seq, time.monotonic() + SEEN_FOR_S)
+        if len(self._seen) > SEEN_MAX:
+            del self._seen[next(iter(self._seen))]
 
     async def command(
         self,
@@ -89,10 +105,13 @@ class Ledger:
         min_seq: int | None = None,
         strong: bool = False,
     ) -> JSON:
-        """Reads one view (contract section 4), at least as of `min_seq`."""
+        """Reads one view (contract section 4), at least as of `min_seq` and of what was seen."""
         headers = {}
         if caller.user_id is not None:
             headers[USER] = encode_token(caller.user_id)
+        seen, until = self._seen.get(id, (0, 0.0))
+        if seen > (min_seq or 0) and time.monotonic() < until:
+            min_seq = seen
         if min_seq is not None:
             headers[MIN_SEQ] = str(min_seq)
         if strong:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
@@ -115,6 +115,25 @@ class Viewer:
     def begin(self, version: int) -> None:
         """The viewer has read the conversation at `version`; what follows it comes next."""
         self.version = version
+
+    async def begun(self, read: Callable[[int], Awaitable[JSON]]) -> JSON | None:
+        """What `read` says when it includes the event of a sequence; what follows it comes next.
+
+        None where nobody has begun the conversation: then all of it comes next.
+        Raises GatewayError: it is another user's.
+        """
+        while True:
+            seq = self.seq
+            try:
+                reply = await read(seq)
+            except GatewayError as error:
+                if error.code != NOT_INITIALIZED or seq:
+                    raise
+                if self.seq == seq:
+                    return None
+            else:
+                self.begin(reply["version"])
+                return reply
 
     async def next(self, timeout: float | None = None) -> Event | None:
         """The event that follows; None when there is none within `timeout` seconds.
@@ -234,6 +253,7 @@ class Feed:
 
     def _hand_over(self, event: Event) -> None:
         self.version, self.seq = event.version, event.seq
+        self._live.ledger.saw(self.id, event.seq)
         for viewer in self.viewers:
             viewer.put(event)
 

@@ -19,7 +19,14 @@ from domain.identity import ConversationId, decode_token, encode_token, new_id
 from domain.messages import texts_of
 from services.gateway import answers
 from services.gateway.bodies import JSON, Body
-from services.gateway.errors import NOT_INITIALIZED, Forbidden, GatewayError, invalid, told
+from services.gateway.errors import (
+    NOT_INITIALIZED,
+    Forbidden,
+    GatewayError,
+    invalid,
+    not_initialized,
+    told,
+)
 from services.gateway.gateway import Gateway, Ours
 from services.gateway.identity import Identity, Reader, Writer
 from services.gateway.live import Event, Viewer
@@ -112,12 +119,13 @@ async def chat(
     view = View(ours, caller, id)
     async with AsyncExitStack() as holding:
         if last_event_id:
-            await view.open(holding)
+            if not await view.open(holding):
+                raise not_initialized()
             events = view.rest()
         else:
             await view.begin(session_id)
             await view.open(holding)
-            events = view.answer(await view.say(prompt, session_id))
+            events = view.told(await view.say(prompt, session_id))
         return EventStream(events, holding.pop_all())
     raise AssertionError("a stack lets exceptions through")
 
@@ -160,12 +168,18 @@ class View:
             self._caller, self.id, "init", {"user_id": self._caller.user, "metadata": metadata}
         )
 
-    async def open(self, holding: AsyncExitStack) -> None:
-        """Watches from now on. Raises GatewayError: it does not exist, or is another user's."""
+    async def open(self, holding: AsyncExitStack) -> bool:
+        """Watches from now on; says whether it has begun.
+
+        Raises GatewayError: it is another user's.
+        """
         self._viewer = await holding.enter_async_context(
             self._ours.live.watching(self.id, self._caller)
         )
-        await self._read(self._viewer.seq)
+        reply = await self._viewer.begun(self._ask)
+        if reply is not None:
+            self._take(reply)
+        return reply is not None
 
     async def say(self, prompt: str, session_id: str | None) -> str:
         """Appends the prompt and asks for an answer, whose message id it returns."""
@@ -188,6 +202,8 @@ class View:
 
     def caught_up(self) -> JSON:
         """The frame that says everything up to now."""
+        if not self._state:
+            return NOTHING_YET
         return {"type": "catchup", **_catchup(self._state).model_dump(by_alias=True)}
 
     async def frames(self) -> AsyncIterator[JSON | str]:
@@ -197,19 +213,20 @@ class View:
             if frame := await self._frame(happened):
                 yield frame
 
-    async def answer(self, message_id: str) -> AsyncGenerator[str, None]:
-        """One answer, from its beginning to its end, as server-sent events."""
+    async def told(self, *message_ids: str) -> AsyncGenerator[str, None]:
+        """These answers until the last has ended, as server-sent events."""
         assert self._viewer is not None, "open() comes first"
         name = encode_token(self.id.conversation_id)
-        while True:
+        left = set(message_ids)
+        while left:
             happened = await self._viewer.next(KEEP_ALIVE_S)
             if happened is None:
                 yield KEEP_ALIVE
-            elif happened.data.get("message_id") == message_id:
+            elif (message_id := happened.data.get("message_id")) in left:
                 if frame := frame_of(happened, self.id):
                     yield event(frame, id=name)
                 if happened.type in {answers.FINISH, answers.ABORT}:
-                    return
+                    left.remove(message_id)
 
     async def rest(self) -> AsyncGenerator[str, None]:
         """Everything up to now, and the rest of what is on its way."""
@@ -217,15 +234,14 @@ class View:
         yield event(self.caught_up(), id=name)
         if not self.active:
             yield event(_over(self._state), id=name)
-        for message_id in list(self.active):
-            async for each in self.answer(message_id):
-                yield each
+        async for each in self.told(*self.active):
+            yield each
 
-    async def _read(self, seq: int) -> None:
-        assert self._viewer is not None, "open() comes first"
-        reply = await self._ours.ledger.query(self._caller, self.id, "state", min_seq=seq)
+    async def _ask(self, seq: int) -> JSON:
+        return await self._ours.ledger.query(self._caller, self.id, "state", min_seq=seq)
+
+    def _take(self, reply: JSON) -> None:
         self._state = reply["state"]
-        self._viewer.begin(reply["version"])
         self.active = dict.fromkeys(answers.on_their_way(self._state))
 
     async def _frame(self, happened: Event) -> JSON | str | None:
@@ -239,7 +255,10 @@ class View:
             return frame
         if happened.type in QUIET or happened.command_id in self.own:
             return None
-        await self._read(happened.seq)
+        assert self._viewer is not None, "open() comes first"
+        reply = await self._ask(happened.seq)
+        self._viewer.begin(reply["version"])
+        self._take(reply)
         return self.caught_up()
 
 
@@ -279,10 +298,11 @@ class Client:
 
     async def _follow(self, view: View, *, catchup: bool) -> None:
         async with AsyncExitStack() as holding:
-            await view.open(holding)
+            begun = await view.open(holding)
             if catchup:
                 await self.socket.send(view.caught_up())
-            self._begun.set()
+            if begun:
+                self._begun.set()
             self.here.set()
             async for frame in view.frames():
                 await self.socket.send(frame)

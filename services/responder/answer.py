@@ -63,28 +63,34 @@ class Answer:
         self._next_index = 0
         self._writing: asyncio.Task[None] | None = None
         self._stopping = False
+        self._live: Subscription | None = None
 
-    async def start(self, metadata: JSON) -> JSON:
-        """Begins the message; returns the reply. Raises Refused: the id may be taken."""
-        return await self.conversation.do(
-            "reply.start",
-            {"message_id": self.message_id, "model": self._model_name, "metadata": metadata},
-        )
+    async def start(self, nc: Client, metadata: JSON) -> JSON:
+        """Begins the message, and listens to what others do to it; returns the reply.
+
+        Raises Refused: the id may be taken.
+        """
+        self._live = await self._listen(nc)  # first: it may be ended as soon as it has begun
+        try:
+            return await self.conversation.do(
+                "reply.start",
+                {"message_id": self.message_id, "model": self._model_name, "metadata": metadata},
+            )
+        except Exception:
+            await self._listen_no_more(nc)
+            raise
 
     async def run(self, nc: Client, messages: Sequence[ChatMessage]) -> None:
         """Asks the model and writes what it says; returns when the reply has ended, or `stop` was
         called. Not to be cancelled."""
         loop = asyncio.get_running_loop()
-        live = await self._listen(nc)
         asking = loop.create_task(self._ask(messages))
         self._writing = loop.create_task(self._write())
-        if self._stopping:
+        if self._stopping or self.over:
             self._writing.cancel()
         await asyncio.wait({self._writing})
         await ended(asking)
-        if live is not None and not nc.is_closed:
-            with contextlib.suppress(NatsError):
-                await live.unsubscribe()
+        await self._listen_no_more(nc)
         if not self._writing.cancelled() and (failure := self._writing.exception()):
             log.error("an answer could not be written", exc_info=failure)
             await self.abort("failed")
@@ -102,6 +108,11 @@ class Answer:
         except NatsError as error:  # a stop is then told by the next chunk's refusal
             log.info("no live events for an answer: %r", error)
             return None
+
+    async def _listen_no_more(self, nc: Client) -> None:
+        if self._live is not None and not nc.is_closed:
+            with contextlib.suppress(NatsError):
+                await self._live.unsubscribe()
 
     async def abort(self, reason: str) -> None:
         """Ends the reply as it is, unless it has ended; what cannot be written is left to the

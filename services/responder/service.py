@@ -184,7 +184,7 @@ class Responder:
             "answers": question,
         }
         try:
-            begun = await answer.start({"answers": question})
+            begun = await answer.start(self._nc, {"answers": question})
         except Refused as refused:
             taken = (refused.refusal.details or {}).get("message_id") == message_id
             if refused.code != "invalid_state" or not taken:

@@ -57,7 +57,12 @@ const families = {
   // The first line is a component's, the others are what it does once.
   async Chats() {
     const here = globalThis.fetch;
-    globalThis.fetch = (where, how) => here(new URL(where, url), how);
+    const resumed = [];
+    globalThis.fetch = async (where, how) => {
+      const answer = await here(new URL(where, url), how);
+      if (String(where).endsWith("/stream")) resumed.push(answer.status);
+      return answer;
+    };
     const id = code.match(/id: "(.+?)"/)[1];
     const { messages } = await (await fetch(`/api/chat/${id}/history`)).json();
     const earlier = messages.map((m) => ({ id: m.id, role: m.role, parts: JSON.parse(m.content) }));
@@ -70,7 +75,8 @@ const families = {
     };
     console.error = () => {}; // react-test-renderer says that it is deprecated
     create(createElement(Component));
-    await until(() => chat);
+    await until(() => resumed.length === 1); // there is nothing to resume yet, when it looks
+    assert.deepEqual(resumed, [204]);
     assert.deepEqual(chat.messages.map((each) => each.id), earlier.map((each) => each.id));
     new Function("sendMessage", "regenerate", then.join("\n"))(chat.sendMessage, chat.regenerate);
     const said = (each) => each.parts.filter((part) => part.type === "text").map((part) => part.text).join("");

@@ -59,6 +59,15 @@ const finished = (page, text) =>
     return found.at(-1)?.textContent === whole && !document.querySelector(".streaming");
   }, text);
 
+const LIST = "/api/chat?limit=50";
+/** Does something that brings an answer with the list, and returns once the page has taken that in. */
+async function listed(page, bring) {
+  const answer = page.waitForResponse(`${url}${LIST}`);
+  await bring();
+  await (await answer).finished();
+  await page.evaluate(() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve))));
+}
+
 const scenarios = {
   async sends_and_streams() {
     const page = await tab();
@@ -129,8 +138,84 @@ const scenarios = {
     await page.locator("#deleting[open]").waitFor();
     await page.keyboard.press("Tab");
     await page.keyboard.press("Enter");
-    await page.locator("#empty").waitFor();
-    assert.equal(new URL(page.url()).search, "");
+    await page.waitForFunction(() => location.search === ""); // its end may be heard of before that
+    await page.getByText("What would you like to talk about?").waitFor();
+  },
+
+  async keeps_a_deleted_chat_out_of_the_list() {
+    const page = await tab();
+    await page.goto(url);
+    await say(page, "say 1");
+    await finished(page, said(1));
+    const mine = page.locator(`#chats li[data-id="${new URL(page.url()).searchParams.get("chat")}"]`);
+    await mine.getByText("say 1").first().waitFor();
+    const before = await (await page.request.get(`${url}${LIST}`)).body();
+    await page.route(`${url}${LIST}`, (route) => route.fulfill({ body: before, contentType: "application/json" }));
+    await mine.getByText("Delete").click();
+    await page.locator("#deleting[open] .danger").click();
+    await page.waitForFunction(() => location.search === "");
+    await listed(page, () => page.evaluate(() => dispatchEvent(new Event("online"))));
+    assert.equal(await mine.count(), 0);
+  },
+
+  async shows_the_newest_list_whichever_comes_last() {
+    const page = await tab();
+    let release;
+    let first = true;
+    const released = new Promise((resolve) => (release = resolve));
+    await page.route(`${url}${LIST}`, async (route) => {
+      if (!first) return route.continue();
+      first = false;
+      await released;
+      const old = { id: "old", title: "what was", updatedAt: "2026-01-01T00:00:00Z" };
+      await route.fulfill({ json: { chats: [old], next: null } });
+    });
+    await page.goto(url);
+    await say(page, "say 3");
+    await finished(page, said(3));
+    await page.locator("#chats a[aria-current=page]", { hasText: "say 3" }).waitFor();
+    await listed(page, release);
+    assert.equal(await page.getByText("what was").count(), 0);
+    assert.equal(await page.locator("#chats a[aria-current=page]").count(), 1);
+  },
+
+  async shows_a_new_chat_in_the_list_however_late_that_is() {
+    const page = await tab();
+    const before = await (await page.request.get(`${url}${LIST}`)).body();
+    let late = 6; // more often than it is asked for anyway
+    await page.route(`${url}${LIST}`, (route) =>
+      late-- > 0 ? route.fulfill({ body: before, contentType: "application/json" }) : route.continue());
+    await page.goto(url);
+    await say(page, "say 5");
+    await finished(page, said(5));
+    await page.locator("#chats a[aria-current=page]", { hasText: "say 5" }).waitFor();
+  },
+
+  async says_what_was_said_also_when_another_chat_is_opened() {
+    const page = await tab();
+    await page.goto(url);
+    await say(page, "say 6");
+    await finished(page, said(6));
+    await page.locator("#chats a[aria-current=page]", { hasText: "say 6" }).waitFor();
+    await page.click("#new");
+    let made;
+    let release;
+    const released = new Promise((resolve) => (release = resolve));
+    await page.route(`${url}/api/chat`, async (route) => {
+      const answer = await route.fetch();
+      made = (await answer.json()).chatId;
+      await released;
+      await route.fulfill({ response: answer });
+    });
+    await say(page, "say 7");
+    await page.locator("#chats a", { hasText: "say 6" }).first().click();
+    await finished(page, said(6));
+    const sent = page.waitForResponse((answer) => answer.url().endsWith(`/api/chat/${made}`));
+    release();
+    await sent;
+    assert.equal(await page.locator(".message.user").textContent(), "Yousay 6");
+    await page.goto(`${url}/?chat=${made}`);
+    await finished(page, said(7));
   },
 
   async searches() {

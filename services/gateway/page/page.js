@@ -59,14 +59,23 @@ function signIn() {
 
 // -- the list of chats ------------------------------------------------------------------------------
 
-const list = { pages: 1, timer: 0, titles: new Map() };
+const list = {
+  pages: 1,
+  timer: 0,
+  asked: 0,
+  titles: new Map(),
+  expected: null, // the id of a chat that was made here, until the list has it with its title
+  deleted: new Set(), // ids of chats that the list may have for a while
+};
 
 async function refreshList() {
   clearTimeout(list.timer);
+  const asked = (list.asked += 1);
   if (document.querySelector("dialog[open]")) {
     list.timer = setTimeout(refreshList, 500); // what the dialog came from has to be there when it closes
     return;
   }
+  let pause = document.hidden ? LIST_EVERY_MS * 6 : LIST_EVERY_MS;
   try {
     const found = [];
     let next = null;
@@ -77,34 +86,44 @@ async function refreshList() {
       next = told.next;
       if (!next) break;
     }
-    if (!document.querySelector("dialog[open]")) showList(found, Boolean(next));
+    if (asked !== list.asked) return; // what was asked for later is newer
+    if (!document.querySelector("dialog[open]")) {
+      showList(found.filter((each) => !list.deleted.has(each.id)), Boolean(next));
+    }
+    if (list.expected) pause = LIST_FOLLOWS_MS;
   } catch {
     // The conversation says that the connection is lost; the list comes back with it.
+    if (asked !== list.asked) return;
   }
-  list.timer = setTimeout(refreshList, document.hidden ? LIST_EVERY_MS * 6 : LIST_EVERY_MS);
+  clearTimeout(list.timer);
+  list.timer = setTimeout(refreshList, pause);
 }
 
 function showList(chats, more) {
   const items = the("chats");
   const focused = document.activeElement;
   const known = new Map([...items.children].map((item) => [item.dataset.id, item]));
-  let last = null;
-  for (const each of chats) {
+  inOrder(items, chats.map((each) => {
     list.titles.set(each.id, each.title || UNTITLED);
+    if (each.id === list.expected && each.title) list.expected = null;
     const item = known.get(each.id) ?? listed(each.id);
-    known.delete(each.id);
     name(item, each);
-    // Only what is out of its place is moved: moving takes the focus away.
-    const next = last ? last.nextSibling : items.firstChild;
-    if (item !== next) items.insertBefore(item, next);
-    last = item;
-  }
-  for (const item of known.values()) item.remove();
+    return item;
+  }));
   if (focused !== document.activeElement && items.contains(focused)) focused.focus();
   the("no-chats").hidden = chats.length > 0;
   the("more").hidden = !more;
-  const shown = chats.find((each) => each.id === chat.id);
-  if (shown) setTitle(shown.title);
+}
+
+// Only what is out of its place is moved: moving takes the focus away, and is read out again.
+function inOrder(parent, elements) {
+  const wanted = new Set(elements);
+  for (const each of [...parent.children]) if (!wanted.has(each)) each.remove();
+  let next = parent.firstChild;
+  for (const each of elements) {
+    if (each === next) next = next.nextSibling;
+    else parent.insertBefore(each, next);
+  }
 }
 
 function name(item, { id, title, updatedAt }) {
@@ -166,9 +185,11 @@ the("deleting").addEventListener("close", async () => {
   const id = doomed;
   try {
     await request("DELETE", `/api/chat/${encodeURIComponent(id)}`);
+    list.deleted.add(id);
+    if (id === list.expected) list.expected = null;
     for (const item of the("chats").children) if (item.dataset.id === id) item.remove();
     if (id === chat.id) open(null, true);
-    setTimeout(refreshList, 500);
+    refreshList();
   } catch (error) {
     notice(error.message);
   }
@@ -338,22 +359,23 @@ function heard(frame) {
 function caughtUp({ conversation: told, messages: all }) {
   const conversation = told && !["deleted", "erased"].includes(told.status) ? told : null;
   const messages = conversation ? all : [];
-  if (conversation?.title) setTitle(conversation.title);
-  const gone = new Set(chat.messages.keys());
+  const known = chat.messages;
+  chat.messages = new Map();
   chat.running.clear();
   for (const each of messages) {
-    gone.delete(each.id);
     if (each.streaming) chat.running.add(each.id);
-    message(each.id, each.role, each.content);
     if (chat.sending?.id === each.id) chat.sending = null;
-    if (each.role === "assistant" && !each.content && !each.streaming) forget(each.id);
+    if (each.role === "assistant" && !each.content && !each.streaming) continue;
+    if (known.has(each.id)) chat.messages.set(each.id, known.get(each.id));
+    message(each.id, each.role, each.content);
   }
-  const error = messages.at(-1)?.error;
-  if (error && !chat.sending) brokeOff(error);
-  for (const id of gone) {
-    if (chat.sending?.id !== id) forget(id);
-  }
-  if (!conversation) setTitle("No such chat");
+  const sending = known.get(chat.sending?.id);
+  if (sending) chat.messages.set(chat.sending.id, sending);
+  inOrder(the("messages"), [...chat.messages.values()].map(({ element }) => element));
+  const last = messages.at(-1);
+  if (last?.error && !chat.sending) brokeOff(last.error);
+  else if (last?.role === "assistant" && !the("again").hidden) notice(null); // it was answered anew
+  setTitle(conversation ? conversation.title : "No such chat");
   if (!conversation) empty(true, "This chat is not there any more, or it is not yours.", "");
   else empty(messages.length === 0 && !chat.sending);
 }
@@ -442,6 +464,7 @@ async function say() {
   const text = the("prompt").value.trim();
   if (!text || chat.sending || chat.running.size) return;
   const said = { id: crypto.randomUUID?.() ?? String(Math.random()).slice(2), text };
+  let { id } = chat;
   the("prompt").value = "";
   following = true;
   chat.sending = said;
@@ -449,18 +472,20 @@ async function say() {
   message(said.id, "user", text);
   show();
   try {
-    const isNew = !chat.id;
-    if (isNew) {
-      const made = await (await request("POST", "/api/chat")).json();
-      if (chat.sending !== said) return;
-      chat.id = made.chatId;
-      history.pushState(null, "", `/?chat=${encodeURIComponent(chat.id)}`);
-      connect();
+    if (!id) {
+      id = (await (await request("POST", "/api/chat")).json()).chatId;
+      list.expected = id;
+      if (chat.sending === said) { // still shown; it is sent also when another chat is
+        chat.id = id;
+        history.pushState(null, "", `/?chat=${encodeURIComponent(id)}`);
+        connect();
+      }
     }
-    await post(said, "submit-message");
-    if (isNew) setTimeout(refreshList, LIST_FOLLOWS_MS);
+    await post(id, said, "submit-message");
+    if (list.expected) refreshList();
     if (chat.sending === said) chat.sending = null;
   } catch (error) {
+    if (id === list.expected) list.expected = null;
     if (chat.sending !== said) return;
     chat.sending = null;
     forget(said.id);
@@ -471,9 +496,9 @@ async function say() {
   show();
 }
 
-async function post({ id, text }, trigger) {
+async function post(chatId, { id, text }, trigger) {
   const messages = [{ id, role: "user", parts: [{ type: "text", text }] }];
-  const path = `/api/chat/${encodeURIComponent(chat.id)}`;
+  const path = `/api/chat/${encodeURIComponent(chatId)}`;
   for (let attempt = 0; ; attempt += 1) {
     try {
       const answer = await request("POST", path, { messages, trigger });
@@ -489,21 +514,23 @@ async function post({ id, text }, trigger) {
 async function again() {
   const last = [...chat.messages].reverse().find(([, each]) => each.role === "user");
   if (!last) return;
+  const { id } = chat;
   notice(null);
   try {
-    await post({ id: last[0], text: last[1].content }, "regenerate-message");
+    await post(id, { id: last[0], text: last[1].content }, "regenerate-message");
   } catch (error) {
-    notice(`That was not sent: ${error.message}`, true);
+    if (chat.id === id) notice(`That was not sent: ${error.message}`, true);
   }
 }
 
 async function stop() {
   if (!chat.running.size) return;
+  const { id } = chat;
   the("stop").disabled = true;
   try {
-    await request("POST", `/api/chat/${encodeURIComponent(chat.id)}/stop`);
+    await request("POST", `/api/chat/${encodeURIComponent(id)}/stop`);
   } catch (error) {
-    notice(`The answer goes on: ${error.message}`);
+    if (chat.id === id) notice(`The answer goes on: ${error.message}`);
   }
   the("stop").disabled = false;
   if ([the("stop"), document.body, null].includes(document.activeElement)) the("prompt").focus();

@@ -230,6 +230,16 @@ async def test_a_message_sent_again_is_not_said_again(http: httpx.AsyncClient) -
     assert len(await shown(http, id)) == 2
 
 
+async def test_a_message_sent_twice_at_once_is_said_once(http: httpx.AsyncClient) -> None:
+    id = await made(http)
+    body = asked("say 9", "m-1")
+
+    found = await asyncio.gather(*(streamed(http, id, body) for _ in range(4)))
+
+    assert [text_in(each) for each in found] == [said(9)] * 4
+    assert await shown(http, id) == [("user", "say 9"), ("assistant", said(9))]
+
+
 async def test_regenerating_takes_the_answer_back(http: httpx.AsyncClient) -> None:
     id = await made(http)
     body = asked("say 3", "m-1")

@@ -210,6 +210,27 @@ async def test_an_answer_that_breaks_off_is_told_as_that(
     assert told["details"]["message"]["content"] == "0 1 2 "
 
 
+async def test_an_answer_that_is_cleared_away_is_told_as_that(
+    http: httpx.AsyncClient, ledger: Ledger, talking: Talking, id: str
+) -> None:
+    messages = [{"role": "user", "content": "stall after 2"}]
+    body = {"conversationId": id, "messages": messages}
+    asking = asyncio.ensure_future(http.post("/api/copilot", json=body))
+    conversation = ledger.conversation(id, "default")
+    async with asyncio.timeout(30):
+        while True:
+            shown = (await http.get(f"/conversation/{id}/messages")).json()["messages"]
+            if shown and shown[-1]["content"] == "0 1 ":
+                break
+            await asyncio.sleep(0.02)
+
+    await conversation.do("reset")
+
+    told = (await asking).json()
+    assert (told["code"], told["retryable"]) == ("answer_aborted", True)
+    assert "(reset)" in told["error"]
+
+
 @pytest.mark.parametrize("messages", [[], [{"role": "assistant", "content": "hi"}], None])
 async def test_the_copilot_wants_a_question(http: httpx.AsyncClient, messages: Any) -> None:
     answer = await http.post("/api/copilot", json={"messages": messages})

@@ -7,13 +7,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import pytest_asyncio
+from nats.aio.msg import Msg
 
 from domain.identity import ConversationId
 from infra.connection import connect
 from infra.settings import Settings
 from services.gateway import live as live_module
-from services.gateway.errors import GatewayError
+from services.gateway.errors import GatewayError, not_initialized
 from services.gateway.identity import Identity
+from services.gateway.ledger import JSON
 from services.gateway.ledger import Ledger as Asking
 from services.gateway.live import Closing, Live, TooSlow, Viewer
 from tests.acceptance.client import Conversation, Ledger
@@ -124,6 +126,44 @@ async def test_a_conversation_that_is_to_begin_can_be_waited_for(
         assert await viewer.next(0.01) is None
         await conversation.init()
         assert await versions(viewer, 1) == [1]
+
+
+async def test_a_conversation_that_begins_while_it_is_looked_for_is_found(
+    live: Live, ledger: Ledger, id: str, until: Callable[[Callable[[], bool]], Awaitable[None]]
+) -> None:
+    conversation = ledger.conversation(id)
+    async with live.watching(named(conversation), ANYBODY) as viewer:
+
+        async def too_late(seq: int) -> JSON:
+            if seq:
+                return await live.ledger.query(ANYBODY, named(conversation), "state", min_seq=seq)
+            await conversation.init()
+            await until(lambda: viewer.seq > 0)
+            raise not_initialized()  # as it was when it was looked for
+
+        found = await viewer.begun(too_late)
+        assert found is not None
+        assert found["version"] == viewer.version == 1
+
+
+async def test_what_a_viewer_was_told_is_in_what_is_read_next(
+    live: Live, conversation: Conversation, ledger: Ledger
+) -> None:
+    asked: list[dict[str, str] | None] = []
+
+    async def overhear(message: Msg) -> None:
+        asked.append(message.headers)
+
+    id = named(conversation)
+    await ledger.nats.subscribe(f"convo.get.{id.key}.messages", cb=overhear)
+    await ledger.nats.flush()
+    async with live.watching(id, ANYBODY) as viewer:
+        viewer.begin(1)
+        seq = (await conversation.append("hello", role="assistant"))["seq"]
+        assert await versions(viewer, 1) == [2]
+    await live.ledger.query(ANYBODY, id, "messages")
+    await ledger.nats.flush()
+    assert asked == [{"Convo-Min-Seq": str(seq)}]
 
 
 async def test_a_viewer_ends_when_the_conversation_becomes_anothers(

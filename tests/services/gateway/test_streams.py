@@ -48,6 +48,28 @@ class Viewer:
             if frame["type"] in types:
                 return frame
 
+    async def sees(self, text: str) -> None:
+        """Returns once an answer says this, and none is on its way any more.
+
+        That it has ended is told by `done`, or by a `catchup` that was asked for when it had.
+        """
+        while self.text != text or self.running:
+            await self.next()
+
+    @property
+    def running(self) -> set[str]:
+        """The answers that are on their way, as somebody would see it."""
+        running: set[str] = set()
+        for frame in self.frames:
+            match frame["type"]:
+                case "catchup":
+                    running = {each["id"] for each in frame["messages"] if each["streaming"]}
+                case "conversation_created":
+                    running.add(frame["messageId"])
+                case "done" | "error":
+                    running.discard(frame.get("messageId"))
+        return running
+
     @property
     def text(self) -> str:
         """The text of the last answer, as somebody would see it."""
@@ -167,9 +189,10 @@ async def test_a_stop_keeps_what_was_said(gateway: GatewayProcess, id: str) -> N
 async def test_two_viewers_see_the_same(gateway: GatewayProcess, id: str) -> None:
     async with viewing(gateway, id) as one, viewing(gateway, id) as other:
         await one.next()
+        await other.next()  # nothing is there yet, when it comes
         await one.send(type="start_chat", prompt="say 20")
         await one.until("done")
-        await other.next()  # nothing is there yet, when it comes
+        await other.sees(said(20))
         async with viewing(gateway, id) as late:
             await late.next()
             await late.send(type="start_chat", prompt="say 21")
@@ -177,10 +200,10 @@ async def test_two_viewers_see_the_same(gateway: GatewayProcess, id: str) -> Non
             assert late.text == said(21)
 
         # Who did not ask is told the question by a catchup, and the answer as everybody.
-        asked = await one.until("catchup")
-        await one.until("done")
-        assert [m["content"] for m in asked["messages"] if m["role"] == "user"][-1] == "say 21"
-        assert one.text == said(21)
+        for viewer in (one, other):
+            asked = await viewer.until("catchup")
+            assert [m["content"] for m in asked["messages"] if m["role"] == "user"][-1] == "say 21"
+            await viewer.sees(said(21))
 
 
 async def test_what_others_change_is_told_by_a_catchup(
@@ -323,6 +346,25 @@ async def test_an_event_source_that_comes_back_says_nothing_twice(
     text = first["messages"][1]["content"] + "".join(f.get("content", "") for _, f in rest)
     assert text == said(60)
     assert len(await ledger.conversation(id, "default").messages()) == 2
+
+
+async def test_who_comes_back_to_several_answers_is_told_how_each_ends(
+    http: httpx.AsyncClient, ledger: Ledger, id: str
+) -> None:
+    conversation = ledger.conversation(id, "default")
+    await conversation.init()
+    for message_id in ("first", "second"):
+        await conversation.do("reply.start", message_id=message_id)
+
+    params, headers = {"prompt": "hello"}, {"Last-Event-ID": encode_token(id)}
+    async with http.stream("GET", "/chat", params=params, headers=headers) as answer:
+        for message_id in ("second", "first"):
+            await conversation.do("reply.finish", message_id=message_id)
+        async with asyncio.timeout(WITHIN_S):
+            (_, caught_up), *ends = await events(answer)
+
+    assert caught_up["hasActiveStream"] is True
+    assert [end["messageId"] for _, end in ends] == ["second", "first"]
 
 
 async def test_pages_of_other_origins_may_not_speak(http: httpx.AsyncClient) -> None:

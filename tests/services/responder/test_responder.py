@@ -20,6 +20,8 @@ from infra.server import EmbeddedServer
 from infra.settings import Settings
 from services.bootstrap import running
 from services.responder import running as responding
+from services.responder.answer import Answer
+from services.responder.ledger import Conversation as Talk
 from tests.acceptance.client import Conversation, Ledger, refused, request
 from tests.model_server import CACHED, REASONING, ModelServer, said
 
@@ -186,6 +188,31 @@ async def test_a_stop_keeps_what_was_said_and_reaches_the_model(rig: Rig, until:
 
         assert (await asked.end())["data"]["reason"] == "stopped"
     assert await asked.text() == said(7)
+
+
+async def test_a_stop_is_heard_as_soon_as_the_answer_has_begun(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, until: Until
+) -> None:
+    over: list[Answer] = []
+    do, run = Talk.do, Answer.run
+
+    async def stopped_at_once(self: Talk, verb: str, body: Any, **more: Any) -> Any:
+        begun = await do(self, verb, body, **more)
+        if verb == "reply.start":
+            await do(self, "reply.abort", {"message_id": body["message_id"]})
+        return begun
+
+    async def until_over(self: Answer, *about: Any) -> None:
+        await run(self, *about)
+        over.append(self)
+
+    monkeypatch.setattr(Talk, "do", stopped_at_once)
+    monkeypatch.setattr(Answer, "run", until_over)
+    async with rig.responder():
+        asked = await rig.asked("stall after 0")
+        await until(lambda: len(over) == 1)  # long before any timeout
+
+    assert (await asked.end())["data"]["reason"] == "stopped"
 
 
 @pytest.mark.parametrize(
