@@ -56,6 +56,7 @@ READY_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 15.0
 PREDECESSOR_TIMEOUT_S = 10.0
 PORT_TIMEOUT_S = 0.5
+UNASKABLE = "write error: it could not write the file with its ports"
 POLL_S = 0.01
 
 
@@ -142,6 +143,7 @@ class EmbeddedServer(Startable):
         self._supervisor = supervisor or Supervisor()
         self._child: Child | None = None
         self._store_lock: FileLock | None = None
+        self._mute: int | None = None  # the process that answered without saying where to ask it
         digest = sha256(str(self.data_dir).encode()).hexdigest()
         self._name = f"convo-{digest[:12]}"  # tells our server from another one on the port
 
@@ -240,14 +242,27 @@ class EmbeddedServer(Startable):
 
     async def health(self) -> str | None:
         """What the server says is wrong with it (`/healthz`); None when nothing is, or when nothing
-        is heard of it: whether it runs is the supervisor's concern."""
-        url = self._ports().get("monitoring", "")
-        return await _complaint(HOST, urlsplit(url).port or 0) if url else None
+        is heard of it: whether it runs is the supervisor's concern. To be asked again and again.
+
+        One that came up on a full disk could not even write where it can be asked: its first write
+        error, for which it has to be restarted as for any other.
+        """
+        mute, self._mute = self._mute, None
+        if url := self._ports().get("monitoring"):
+            return await _complaint(HOST, urlsplit(url).port or 0)
+        if (await _greeting(HOST, self.port)).get("server_name") == self._name:
+            self._mute = self.pid  # or writes it at this moment
+        return UNASKABLE if self._mute and self._mute == mute else None
 
     def kill(self) -> None:
         """A crash (SIGKILL): it is restarted like after any other."""
         if self._child:
             self._child.signal(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Kills it and starts it again at once; harmless while it is down."""
+        if self._child:
+            self._child.restart()
 
     def _prepare_folders(self) -> None:
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -33,6 +34,11 @@ FILES_MIN = 64
 
 RESTART_PAUSE_S = 2.0
 RESTART_PAUSE_MAX_S = 60.0
+"""Between two restarts: the pause doubles while they do not help, as on a disk that is broken."""
+
+HELPED_S = 5.0
+"""A restart has helped when the server could write for so long."""
+
 _WRITE_ERROR = "write error"
 
 
@@ -61,8 +67,8 @@ class Server(Protocol):
     async def health(self) -> str | None:
         """What the server says is wrong with it; None when nothing is, or nothing is heard."""
 
-    def kill(self) -> None:
-        """Ends it at once; it is started again."""
+    def restart(self) -> None:
+        """Ends it at once, and starts it again at once."""
 
 
 class StorageWatch:
@@ -75,7 +81,7 @@ class StorageWatch:
         self.storage = Storage()
         self._server = server
         self._changed = changed
-        self._restarted_at = 0.0
+        self._restarted_at = -math.inf
         self._pause_s = RESTART_PAUSE_S
 
     async def run(self) -> None:
@@ -96,8 +102,8 @@ class StorageWatch:
             log.log(level, "the store is %s: %s", self.storage.state, self.storage.reason or "")
         if self.storage != before or self.storage.state is not Storing.OK:
             await self._changed(self.storage)
-        if self.storage.state is Storing.WEDGED and self._has_room(COMFORT):
-            self._restart()
+        if self.storage.state is Storing.WEDGED:
+            self._mend(before)
 
     def _judged(self, said: str | None) -> Storage:
         if said is not None and _WRITE_ERROR in said:
@@ -125,17 +131,19 @@ class StorageWatch:
     def _has_room(self, times: float) -> bool:
         return room(self._server.data_dir) >= self.reserve * times
 
-    def _restart(self) -> None:
-        """Restarts the server, ever less often while that does not help."""
+    def _mend(self, before: Storage) -> None:
+        """Restarts a wedged server once there is room; ever less often while that does not help."""
         now = time.monotonic()
         since = now - self._restarted_at
-        if self._restarted_at and since < self._pause_s:
-            return
-        helped = since > 4 * RESTART_PAUSE_MAX_S
-        self._pause_s = RESTART_PAUSE_S if helped else min(self._pause_s * 2, RESTART_PAUSE_MAX_S)
-        self._restarted_at = now
-        log.warning("there is room again: nats-server is restarted, it could not write before")
-        self._server.kill()
+        has_room = self._has_room(COMFORT)
+        helped = before.state is not Storing.WEDGED and since > HELPED_S
+        if helped or not has_room:  # the want of room is what is wrong, and a restart ends it
+            self._pause_s = RESTART_PAUSE_S
+        if has_room and since >= self._pause_s:
+            self._pause_s = min(self._pause_s * 2, RESTART_PAUSE_MAX_S)
+            self._restarted_at = now
+            log.warning("there is room again: nats-server is restarted, it could not write before")
+            self._server.restart()
 
 
 def room(folder: Path) -> int:

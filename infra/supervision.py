@@ -86,6 +86,7 @@ class Child:
         self._patience = patience
         self._changed = changed
         self._stopping = asyncio.Event()
+        self._wanted = False  # the end that is to come
         self._keeping = asyncio.ensure_future(self._keep())
 
     @property
@@ -109,6 +110,13 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
+    def restart(self) -> None:
+        """SIGKILL, and started again without a pause: a death that was asked for is none of those
+        in a row. Nothing when there is no process now."""
+        if self.pid is not None:
+            self._wanted = True
+            self.signal(signal.SIGKILL)
+
     def ask_to_stop(self) -> None:
         """SIGTERM, and no restart any more."""
         self._stopping.set()
@@ -125,8 +133,12 @@ class Child:
             ending = await self._run_once()
             if self._stopping.is_set() or not self.keep:
                 break
-            deaths = 1 if time.monotonic() - started >= self._patience.settled_s else deaths + 1
-            pause_s = self._patience.pause_s(deaths)
+            pause_s = 0.0
+            if not self._wanted:
+                settled = time.monotonic() - started >= self._patience.settled_s
+                deaths = 1 if settled else deaths + 1
+                pause_s = self._patience.pause_s(deaths)
+            self._wanted = False
             failing = deaths >= self._patience.failing_after
             self.restarts += 1
             self._enter(State.FAILING if failing else State.RESTARTING)

@@ -28,13 +28,13 @@ class StandIn:
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
         self.said: str | None = None
-        self.kills = 0
+        self.restarts = 0
 
     async def health(self) -> str | None:
         return self.said
 
-    def kill(self) -> None:
-        self.kills += 1
+    def restart(self) -> None:
+        self.restarts += 1
 
 
 class Watched:
@@ -53,6 +53,18 @@ class Watched:
     async def look(self) -> Storing:
         await self.watch.look()
         return self.watch.storage.state
+
+
+class Clock:
+    now = 1_000.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """What a watch takes for the time."""
+    clock = Clock()
+    monkeypatch.setattr("infra.storage.time.monotonic", lambda: clock.now)
+    return clock
 
 
 @pytest.fixture
@@ -82,7 +94,7 @@ async def test_below_the_reserve_writes_are_refused_until_there_is_comfortable_r
     ]
     assert [each.state for each in watched.heard] == [*states[1:4], Storing.OK]
     assert "make room" in (watched.heard[0].reason or "")
-    assert watched.server.kills == 0
+    assert watched.server.restarts == 0
 
 
 async def test_a_server_that_could_not_write_is_restarted_once_there_is_room(
@@ -91,40 +103,67 @@ async def test_a_server_that_could_not_write_is_restarted_once_there_is_room(
     watched.server.said = NO_SPACE
     watched.room = 0.5
     assert await watched.look() is Storing.WEDGED
-    assert watched.server.kills == 0
+    assert watched.server.restarts == 0
 
     watched.room = 2.0
     assert await watched.look() is Storing.WEDGED
-    assert watched.server.kills == 1
+    assert watched.server.restarts == 1
 
     watched.server.said = None
     assert await watched.look() is Storing.OK
 
 
 async def test_restarts_that_do_not_help_come_ever_less_often(
-    watched: Watched, monkeypatch: pytest.MonkeyPatch
+    watched: Watched, clock: Clock
 ) -> None:
-    now = 1_000.0
-    monkeypatch.setattr("infra.storage.time.monotonic", lambda: now)
     watched.server.said = NO_SPACE
     at = []
-    while now < 1_200:
-        before = watched.server.kills
+    while clock.now < 1_200:
+        before = watched.server.restarts
         await watched.look()
-        at += [now] if watched.server.kills > before else []
-        now += 0.5
+        at += [clock.now] if watched.server.restarts > before else []
+        clock.now += 0.5
 
     pauses = [later - earlier for earlier, later in pairwise(at)]
     assert pauses == sorted(pauses)
     assert pauses[0] >= storage.RESTART_PAUSE_S
-    assert max(pauses) <= storage.RESTART_PAUSE_MAX_S
+    assert pauses[-1] == storage.RESTART_PAUSE_MAX_S
+
+
+async def test_a_disk_that_is_full_again_and_again_is_no_reason_to_wait(
+    watched: Watched, clock: Clock
+) -> None:
+    for times in range(20):
+        watched.server.said, watched.room = NO_SPACE, 0.5
+        for _ in range(10):  # however long it is full, nothing is restarted
+            await watched.look()
+            clock.now += 0.5
+        assert watched.server.restarts == times
+        watched.room = 2.0
+        await watched.look()
+        assert watched.server.restarts == times + 1
+        watched.server.said = None
+        await watched.look()
+        clock.now += 0.5
+
+
+async def test_a_server_that_could_write_for_a_while_is_restarted_at_once_the_next_time(
+    watched: Watched, clock: Clock
+) -> None:
+    for times in range(20):
+        watched.server.said = NO_SPACE  # too short a time for its cause to be seen
+        await watched.look()
+        assert watched.server.restarts == times + 1
+        watched.server.said = None
+        await watched.look()
+        clock.now += storage.HELPED_S + 0.5
 
 
 async def test_other_complaints_are_not_for_a_restart(watched: Watched) -> None:
     watched.server.said = "JetStream is not current with the meta leader"
 
     assert await watched.look() is Storing.OK
-    assert watched.server.kills == 0
+    assert watched.server.restarts == 0
 
 
 async def test_a_real_server_says_that_it_is_well_and_nothing_when_it_is_gone(
@@ -139,6 +178,28 @@ async def test_a_real_server_says_that_it_is_well_and_nothing_when_it_is_gone(
 
     assert well == Storage()
     assert await server.health() is None
+
+
+async def test_a_server_that_could_not_even_say_where_to_ask_it_is_restarted(
+    tmp_path: Path, until: Until
+) -> None:
+    async with EmbeddedServer(tmp_path) as server:
+        heard: list[Storing] = []
+
+        async def hear(storage: Storage) -> None:
+            heard.append(storage.state)
+
+        watch = StorageWatch(server, hear)
+        [ports] = (tmp_path / "nats").glob("*.ports")
+        ports.write_bytes(b"")  # all that a full disk takes of it
+
+        await watch.look()
+        assert heard == []  # it may be under way
+        await watch.look()
+        assert heard == [Storing.WEDGED]
+        await until(lambda: server.restarts == 1)
+        await watch.look()
+        assert heard[-1] is Storing.OK
 
 
 async def stored(store: Store, originator: str, count: int = 1) -> range:

@@ -72,6 +72,20 @@ async def test_a_child_that_is_killed_is_restarted(supervisor: Supervisor, until
     assert child.state is State.RUNNING
 
 
+async def test_one_that_is_restarted_on_purpose_has_not_died(
+    supervisor: Supervisor, until: Until
+) -> None:
+    child = supervisor.start(python("sleeper", SLEEPER))
+
+    def restarted_often() -> bool:
+        child.restart()
+        return child.restarts > supervisor.patience.failing_after
+
+    await until(restarted_often)
+    await until(lambda: child.pid is not None)
+    assert child.state is State.RUNNING
+
+
 async def test_one_that_keeps_dying_is_failing_and_the_others_go_on(
     supervisor: Supervisor, until: Until, tmp_path: Path
 ) -> None:
