@@ -217,7 +217,7 @@ async def test_without_the_store_every_request_is_answered(remote: Remote) -> No
         assert error["retryable"] is True
     remote.hub.start()
     await eventually(lambda: known.append("here again", role="tool"))
-    assert await known.contents() == ["here again"]
+    assert await eventually(known.contents) == ["here again"]
 
 
 # -- outcome_unknown -----------------------------------------------------------------------------
@@ -239,9 +239,10 @@ async def test_a_write_that_nobody_answers_is_unknown_and_may_be_sent_again(
     remote.hub.thaw()
     assert (await eventually(lambda: one.do("append", message)))["version"] == 2
     assert (await eventually(lambda: other.do("turn", turn)))["version"] == 3
-    assert (await one.contents(), await other.contents()) == (["once"], ["Hello", "Hello"])
-    assert (await one.do("append", message))["duplicate"]
-    assert (await other.do("turn", turn))["duplicate"]
+    assert await eventually(one.contents) == ["once"]
+    assert await eventually(other.contents) == ["Hello", "Hello"]
+    assert (await eventually(lambda: one.do("append", message)))["duplicate"]
+    assert (await eventually(lambda: other.do("turn", turn)))["duplicate"]
 
 
 # -- internal ------------------------------------------------------------------------------------

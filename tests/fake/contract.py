@@ -513,7 +513,7 @@ async def a_request_to_a_consumer_ends_when_it_is_full_or_its_time_is_up(ground:
     await ground.everywhere(5)
     consumer = await ground.consumer(from_seq=1)
     await consumer.ask(2, expires_s=20)
-    await consumer.ask(8, expires_s=1.0, heartbeat_s=0.4)
+    await consumer.ask(8, expires_s=2.0, heartbeat_s=0.4)
     came = await consumer.until(lambda came: bool(came) and _status(came[-1]) == "408")
     statuses = [_status(message) for message in came]
     assert statuses[:5] == [None] * 5

@@ -96,6 +96,7 @@ async def faulty(
 
 async def everything(store: Store) -> list[Recorded]:
     """Every event of a store with one partition, in the order of the stream."""
+    store.reader._timeout = 10.0  # how hasty the store was before is no concern of who looks
     stream, subject = store.topology.stream_name(0), f"{store.topology.prefix}.>"
     return [event async for page in store.reader.pages(stream, subject) for event in page]
 
