@@ -34,7 +34,7 @@ class ModelProcess(Worker):
 
     def go(self, name: str) -> None:
         """Lets the answers go on that `hold` under this name."""
-        httpx.post(f"{self.http}/go/{name}").raise_for_status()
+        httpx.post(f"{self.http}/go/{name}", timeout=30).raise_for_status()
 
     def start(self) -> None:
         """Returns once it listens."""

@@ -122,7 +122,7 @@ def _until_known(gateway: GatewayProcess, key: str, status: int = 200) -> None:
 @pytest.mark.parametrize("key", [None, "nonsense", "convo_0123456789ab_x", "convo__", "é"])
 def test_without_a_known_key_nothing_is_answered(keyed: GatewayProcess, key: str | None) -> None:
     headers = {} if key is None else {b"authorization": f"Bearer {key}".encode()}
-    answer = httpx.get(f"{keyed.http}/api/chat", headers=headers)
+    answer = httpx.get(f"{keyed.http}/api/chat", headers=headers, timeout=30)
     assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
     assert answer.headers["www-authenticate"] == "Bearer"
 
@@ -138,7 +138,7 @@ def test_a_key_is_taken_where_a_client_can_put_it(keyed: GatewayProcess, ada: st
     assert get(keyed, x_api_key=ada).status_code == 200
     assert get(keyed, f"/api/chat?access_token={ada}").status_code == 200
     url = f"{keyed.http}/api/chat?access_token={ada}"
-    assert httpx.post(url).status_code == 401  # only where a browser has no other way
+    assert httpx.post(url, timeout=30).status_code == 401  # only where a browser has no other way
 
 
 async def test_a_websocket_takes_credentials_as_a_subprotocol(
@@ -181,7 +181,9 @@ def test_a_key_may_do_what_its_scopes_say(
     assert get(keyed, f"/v1/threads/{id}/state", x_api_key=reader).status_code == 200
     answer = begin(keyed, id, reader)
     assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
-    answer = httpx.delete(f"{keyed.http}/sessions/{id}/clear", headers={"x-api-key": reader})
+    answer = httpx.delete(
+        f"{keyed.http}/sessions/{id}/clear", headers={"x-api-key": reader}, timeout=30
+    )
     assert answer.status_code == 403
 
 
@@ -197,6 +199,7 @@ def test_a_key_of_a_user_speaks_for_no_other(keyed: GatewayProcess, ada: str, id
         f"{keyed.http}/v1/threads/{id}/init",
         json={"userId": "bob"},
         headers={"x-api-key": ada},
+        timeout=30,
     )
     assert answer.status_code == 403
     answer = begin(keyed, id, ada, **{"x-user-id": "bob"})
@@ -205,6 +208,7 @@ def test_a_key_of_a_user_speaks_for_no_other(keyed: GatewayProcess, ada: str, id
         f"{keyed.http}/v1/threads/{id}/init",
         json={"userId": "ada", "tenantId": "globex"},
         headers={"x-api-key": ada},
+        timeout=30,
     )
     assert answer.status_code == 403
 
@@ -214,7 +218,7 @@ def test_who_asks_too_often_is_told_when_to_come_back(
 ) -> None:
     key = key_file.add("eager", "acme", requests_per_minute=10)
     _until_known(keyed, key)
-    with httpx.Client(headers={"x-api-key": key}) as client:
+    with httpx.Client(headers={"x-api-key": key}, timeout=30) as client:
         for _ in range(100):
             answer = client.get(f"{keyed.http}/api/chat")
             if answer.status_code == 429:
@@ -358,7 +362,7 @@ def test_pages_of_a_listed_origin_can(site: Site, id: str) -> None:
     gateway = site.gateway(origins="https://app.example, http://localhost:5173")
     url = f"{gateway.http}/v1/threads/{id}/init"
     for origin, status in (("https://app.example", 200), ("https://evil.example", 403)):
-        answer = httpx.post(url, json={"userId": "ada"}, headers={"origin": origin})
+        answer = httpx.post(url, json={"userId": "ada"}, headers={"origin": origin}, timeout=30)
         assert answer.status_code == status
     asked = {"origin": "https://app.example", "access-control-request-method": "POST"}
     answer = httpx.options(url, headers=asked)

@@ -26,7 +26,7 @@ OPERATIONS_MIN = 25
 
 @pytest.mark.slow
 def test_no_request_makes_a_fault(gateway: GatewayProcess, talking: Talking) -> None:
-    told = httpx.get(f"{gateway.http}/openapi.json").json()
+    told = httpx.get(f"{gateway.http}/openapi.json", timeout=30).json()
     for item in told["paths"].values():
         for operation in item.values():  # a `minSeq` that is to come is waited for
             parameters = operation.get("parameters", [])

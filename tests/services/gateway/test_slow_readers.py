@@ -21,7 +21,7 @@ from services.gateway import live, serving, sockets, sse
 from tests.acceptance.client import Ledger
 from tests.services.gateway.site import GatewayProcess
 
-CHARS = 200_000
+CHARS, AT_ONCE = 200_000, 10
 WITHIN_S = 60
 
 
@@ -50,26 +50,28 @@ async def unread(socket: websockets.ClientConnection) -> AsyncIterator[Any]:
 async def test_a_viewer_that_does_not_read_is_dropped_and_catches_up(
     gateway: GatewayProcess, ledger: Ledger, id: str
 ) -> None:
-    messages = (live.QUEUE_BYTES_MAX + kernel_bytes()) // CHARS + 30
+    batches = (live.QUEUE_BYTES_MAX + kernel_bytes()) // (CHARS * AT_ONCE) + 4
     conversation = ledger.conversation(id, "default")
     await conversation.init()
     url = f"{gateway.ws}/conversation/{id}"
     async with (
-        websockets.connect(url, max_size=None, max_queue=1) as slow,
+        websockets.connect(url, max_size=None, max_queue=1, ping_interval=None) as slow,
         websockets.connect(url, max_size=None) as quick,
     ):
         await slow.recv()
         await quick.recv()
-        for number in range(messages):
-            await conversation.append(f"{number} " + "x" * CHARS, role="assistant")
-            frame = json.loads(await quick.recv())
-            assert frame["content"].startswith(f"{number} ")
+        for batch in range(batches):  # long before anybody misses an answer to a ping
+            said = [f"{batch}.{number} " + "x" * CHARS for number in range(AT_ONCE)]
+            messages = [{"role": "assistant", "content": each} for each in said]
+            await conversation.do("import", messages=messages, mode="append")
+            for each in said:
+                assert json.loads(await quick.recv())["content"] == each
 
         assert await ending(slow) == (1013, "too slow a reader: connect again and catch up")
 
         async with websockets.connect(url, max_size=None) as back:
             greeting = json.loads(await back.recv())
-            assert greeting["metadata"]["messageCount"] == messages
+            assert greeting["metadata"]["messageCount"] == batches * AT_ONCE
             await conversation.append("and on", role="assistant")
             assert json.loads(await back.recv())["content"] == "and on"
 
@@ -108,7 +110,9 @@ async def test_who_reads_on_after_a_while_is_told_why_it_was_dropped(
     monkeypatch.setattr(sockets, "SEND_WITHIN_S", 0.2)
     async with (
         flooding("websocket") as (url, given_up),
-        websockets.connect(url.replace("http", "ws"), max_size=None, max_queue=1) as viewer,
+        websockets.connect(
+            url.replace("http", "ws"), max_size=None, max_queue=1, ping_interval=None
+        ) as viewer,
     ):
         async with asyncio.timeout(WITHIN_S):
             await given_up.wait()

@@ -165,7 +165,7 @@ async def test_without_credentials_no_route_answers(
             await websockets.connect(gateway.ws + path)
         assert refused.value.response.status_code == 401
         return
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=30) as client:
         answer = await client.request(row.method, gateway.http + path, json=row.body)
     assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
 
@@ -191,7 +191,7 @@ async def test_lists_are_of_the_user_alone(
 ) -> None:
     gateway, keys = keyed
     await secret(ledger, id)
-    async with httpx.AsyncClient(base_url=gateway.http) as client:
+    async with httpx.AsyncClient(base_url=gateway.http, timeout=30) as client:
         seen: dict[str, set[str]] = {}
         deadline = time.monotonic() + 30
         while id not in seen.get("ada", set()):
