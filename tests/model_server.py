@@ -4,6 +4,7 @@ user message tells it.
     say 5                 five pieces ("0 ", "1 " …), then usage and the end
     say 200 every 0.01    a piece every so many seconds
     say 60 hold 20 x      twenty pieces; the others once `POST /go/x` was sent here
+    say 60 every 0.01 hold 20 x
     say 30 of 1000        pieces of so many characters
     stall after 3         three pieces, then nothing more; the connection stays open
     break after 3         three pieces, then the connection is cut
@@ -131,9 +132,10 @@ class ModelServer:
             case ["say", count, *how]:
                 for number in range(int(count)):
                     match how:
-                        case ["every", pause] if number:
+                        case ["every", pause, *_] if number:
                             await asyncio.sleep(float(pause))
-                        case ["hold", first, name] if number == int(first):
+                    match how:
+                        case [*_, "hold", first, name] if number == int(first):
                             await self._go[name].wait()
                     yield chunk(f"{number} ", body)
                 yield finish(int(count), body)

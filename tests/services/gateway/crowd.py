@@ -22,7 +22,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from tests.model_server import said
 from tests.services.gateway.site import GatewayProcess, Site
-from tests.services.gateway.talking import Talking
+from tests.services.gateway.talking import ModelProcess, Talking
 
 STAYS_S = (0.1, 3.0)
 """How long a restless viewer stays, at random."""
@@ -34,11 +34,15 @@ OPEN_WITHIN_S = 30.0
 class Crowd:
     """The viewers of one answer, and what happened to them."""
 
-    def __init__(self, gateways: list[GatewayProcess], pieces: int, pause_s: float) -> None:
+    def __init__(
+        self, gateways: list[GatewayProcess], model: ModelProcess, pieces: int, pause_s: float
+    ) -> None:
         self.gateways = gateways
+        self.model = model
         self.id = f"crowd-{uuid4()}"
         self.whole = said(pieces)
-        self.prompt = f"say {pieces} every {pause_s}"
+        self.half = said(pieces // 2)
+        self.prompt = f"say {pieces} every {pause_s} hold {pieces // 2} {self.id}"
         self.connections = 0
         self.closings: Counter[int] = Counter()
         self.furthest = 0
@@ -46,7 +50,7 @@ class Crowd:
         self.last_s: list[float] = []
         """How long after the first viewer each of them had the whole text."""
 
-    async def run(self, viewers: int, *, kill: bool) -> list[str]:
+    async def run(self, viewers: int) -> list[str]:
         """What each viewer ended with. Half of them are restless."""
         async with connect(self._url(self.gateways[-1])) as asker:
             await asker.recv()
@@ -55,16 +59,17 @@ class Crowd:
                 for number in range(viewers)
             ]
             await asker.send(json.dumps({"type": "start_chat", "prompt": self.prompt}))
-            killing = asyncio.ensure_future(self._kill()) if kill else None
+            killing = asyncio.ensure_future(self._kill())
             texts = await asyncio.gather(*tasks)
-            if killing is not None:
-                await killing
+            await killing
         return texts
 
     async def _kill(self) -> None:
-        while self.furthest < len(self.whole) // 2:  # noqa: ASYNC110 - it is elsewhere
+        """Half of the answer is seen; the model goes on when a gateway is gone."""
+        while self.furthest < len(self.half):  # noqa: ASYNC110 - it is elsewhere
             await asyncio.sleep(0.01)
         self.gateways[0].kill()
+        self.model.go(self.id)
 
     async def _view(self, dice: random.Random, *, restless: bool) -> str:
         """One viewer, through all its connections; the text that it ends with."""
@@ -98,6 +103,7 @@ class Crowd:
                 case "catchup":
                     answers = [m for m in frame["messages"] if m["role"] == "assistant"]
                     text = answers[-1]["content"] if answers else ""
+                    self.furthest = max(self.furthest, len(text))
                     if answers and not frame["hasActiveStream"]:
                         return self._end(text)
                 case "text":
@@ -124,9 +130,9 @@ async def _run(viewers: int, pieces: int, pause_s: float) -> None:
         try:
             site.start()
             talking.start()
-            crowd = Crowd([site.gateway(), site.gateway()], pieces, pause_s)
+            crowd = Crowd([site.gateway(), site.gateway()], talking.model, pieces, pause_s)
             began = time.monotonic()
-            texts = await crowd.run(viewers, kill=True)
+            texts = await crowd.run(viewers)
             took_s = time.monotonic() - began
         finally:
             talking.stop()

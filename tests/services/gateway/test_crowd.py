@@ -15,9 +15,9 @@ async def test_every_viewer_ends_with_the_exact_text_also_when_a_gateway_is_kill
 ) -> None:
     doomed = GatewayProcess(site.server, site.directory / "doomed")
     doomed.start()
-    crowd = Crowd([doomed, gateway], pieces=400, pause_s=0.01)
+    crowd = Crowd([doomed, gateway], talking.model, pieces=400, pause_s=0.01)
 
-    texts = await crowd.run(viewers=40, kill=True)
+    texts = await crowd.run(viewers=40)
 
     assert [text == crowd.whole for text in texts] == [True] * 40
     assert crowd.closings[1006] > 0  # the kill was felt
