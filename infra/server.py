@@ -32,7 +32,7 @@ import nats
 from nats.errors import Error as NatsError
 
 from infra.connection import ServerTooOld, require_version
-from infra.jetstream.blocks import BlocksUnreadable, cut_from
+from infra.jetstream.blocks import BlocksUnreadable, abandoned, cut_from
 from infra.jetstream.errors import StoreUnavailable
 from infra.jetstream.whole import find_whole
 from infra.lock import DataDirUnusable, FileLock
@@ -56,6 +56,10 @@ READY_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 15.0
 PREDECESSOR_TIMEOUT_S = 10.0
 PORT_TIMEOUT_S = 0.5
+ABANDONED = (
+    "a batch could not be written to its end, and nobody was told that it is stored: what is there "
+    "of it, from sequence %d of %s on, is removed"
+)
 UNASKABLE = "write error: it could not write the file with its ports"
 POLL_S = 0.01
 
@@ -202,6 +206,7 @@ class EmbeddedServer(Startable):
                 argv=[str(program), "--config", str(config)],
                 output=self.log_file,
                 keep_fds=(self._store_lock.fd,),
+                prepare=None if self._peering else self._cut_abandoned,
             ),
             keep=False,
         )
@@ -210,6 +215,17 @@ class EmbeddedServer(Startable):
         self.version = await self._answering(self._child, log_start, within)
         require_version(self.version, self.url)
         return self._child
+
+    def _cut_abandoned(self) -> None:
+        """Removes the parts of batches that the server would leave at the streams' ends for ever,
+        where nobody writes behind them any more."""
+        for stream in self._store.glob("jetstream/*/streams/*"):
+            try:
+                if (seq := abandoned(stream)) is not None:
+                    cut_from(stream, seq)
+                    log.warning(ABANDONED, seq, stream.name)
+            except (BlocksUnreadable, OSError) as error:
+                log.warning("the end of %s is left as it is: %s", stream.name, error)
 
     async def _unfinished(self, streams: Iterable[Path]) -> dict[Path, int]:
         """Those streams that end with a part of a batch, and the sequence where that begins."""

@@ -3,7 +3,8 @@
 A disk that is full wedges a stream: nobody who writes is answered any more, and it stays so when
 there is room again, until the server is restarted (nats-server 2.15.1; then everything acknowledged
 is there). So writes are refused before the disk is full, at `reserve`; and where it came to it
-all the same, the server is restarted once there is room. No person is needed for either.
+all the same, the server is restarted once there is room: at once where the want of room was seen,
+or the last restart helped, and ever less often where it did not. No person is needed for either.
 """
 
 from __future__ import annotations

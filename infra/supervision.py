@@ -58,7 +58,7 @@ class Patience:
 class Program:
     """What a child runs. `env` replaces the environment (None inherits it); `output` is a file that
     its output is appended to (None: the child writes where we do); `keep_fds` stay open in it;
-    `stdin` is what it reads (nothing, if not given)."""
+    `stdin` is what it reads (nothing, if not given); `prepare` is called before each start."""
 
     name: str
     argv: Sequence[str]
@@ -66,6 +66,7 @@ class Program:
     output: Path | None = None
     keep_fds: tuple[int, ...] = ()
     stdin: int = asyncio.subprocess.DEVNULL
+    prepare: Callable[[], None] | None = None
 
 
 class Child:
@@ -150,6 +151,8 @@ class Child:
     async def _run_once(self) -> str:
         """Starts it and waits for its end; how it ended, in words."""
         program = self.program
+        if program.prepare:
+            program.prepare()
         argv = [sys.executable, "-I", "-S", str(TETHER), str(os.getpid()), *program.argv]
         with contextlib.ExitStack() as files:
             output = files.enter_context(program.output.open("ab")) if program.output else None

@@ -1,29 +1,37 @@
-"""The end of a stopped nats-server's stream cut off: for a part of a batch that a power cut left.
+"""The end of a stopped nats-server's stream: a part of a batch that has lost its rest, cut off.
 
 nats-server writes a batch into its stream message by message and syncs once. When power fails in
 between, some of it may be on the disk, and the server completes it at its next start from where it
 was staged. Staged in memory (`infra.staging`) the rest is gone, so the part has to go too: nobody
 was told that it is stored. To cut it off leaves the store as that power cut might as well have
-left it, a moment earlier.
+left it, a moment earlier. The rest is lost as well where that next start finds the disk full: the
+server cannot complete the batch then, and removes what was staged all the same.
 
 A stream's folder holds blocks of messages, `msgs/<N>.blk`, and `msgs/index.db`, which sums them up
 and is made anew where it is missing. A message in a block, integers little-endian: its length (32
 bits, the highest one set if it has headers), sequence (64, the two highest bits mark what is no
-message), time (64), length of its subject (16), subject, headers, body, checksum. (nats-server
-2.15.1, server/filestore.go.)
+message), time (64), length of its subject (16), subject, length of its headers (32, if it has any),
+headers, body, checksum. A batch is staged in `batches/<its hashed id>/`. (nats-server 2.15.1,
+server/filestore.go, server/jetstream_batching.go.)
 """
 
 from __future__ import annotations
 
 import os
+import string
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 
+from infra.jetstream.envelope import BATCH_ID, header_lines
+from infra.jetstream.whole import whole_up_to
 from infra.sync import sync_folder
 
 _HEAD = struct.Struct("<IQqH")
+_HEADERS_LENGTH = struct.Struct("<I")
 _LENGTH = 0x7FFF_FFFF
+_HAS_HEADERS = 0x8000_0000
 _MARKS = 0b11 << 62
 _CHECKSUM_BYTES = 8
 _RECORD_BYTES_MAX = 32 * 1024 * 1024
@@ -38,11 +46,8 @@ def cut_from(stream: Path, seq: int) -> None:
 
     `stream` is the stream's folder, of a server that does not run. BlocksUnreadable, OSError.
     """
-    blocks = sorted(
-        (stream / "msgs").glob("*.blk"), key=lambda block: int(block.stem), reverse=True
-    )
     whole: list[Path] = []
-    for block in blocks:
+    for block in _newest_first(stream):
         places = dict(_messages(block))
         if seq in places:
             (stream / "msgs" / "index.db").unlink(missing_ok=True)
@@ -59,6 +64,45 @@ def cut_from(stream: Path, seq: int) -> None:
     raise BlocksUnreadable(f"sequence {seq} was not found in the blocks of {stream}")
 
 
+def abandoned(stream: Path) -> int | None:
+    """The sequence from which on the stream ends with a part of a batch whose rest is not staged
+    any more; None where there is no such part.
+
+    `stream` is the stream's folder, of a server that does not run. BlocksUnreadable, OSError.
+    """
+    for block in _newest_first(stream):
+        if places := dict(_messages(block)):
+            seq = max(places)
+            headers = _headers(block, places[seq])
+            whole = whole_up_to(seq, headers)
+            if seq > whole and not (stream / "batches" / staged_as(headers[BATCH_ID])).is_dir():
+                return whole + 1
+            return None
+    return None
+
+
+def staged_as(batch_id: str) -> str:
+    """The name of the folder that a batch is staged in."""
+    digits = string.digits + string.ascii_uppercase + string.ascii_lowercase
+    return "".join(digits[byte % 62] for byte in sha256(batch_id.encode()).digest()[:8])
+
+
+def _newest_first(stream: Path) -> list[Path]:
+    blocks = (stream / "msgs").glob("*.blk")
+    return sorted(blocks, key=lambda block: int(block.stem), reverse=True)
+
+
+def _headers(block: Path, place: int) -> Mapping[str, str]:
+    """Those of the message at a place of a block."""
+    data = block.read_bytes()
+    length, _, _, subject = _HEAD.unpack_from(data, place)
+    if not length & _HAS_HEADERS:
+        return {}
+    begin = place + _HEAD.size + subject + _HEADERS_LENGTH.size
+    (size,) = _HEADERS_LENGTH.unpack_from(data, begin - _HEADERS_LENGTH.size)
+    return dict(header_lines(data[begin : begin + size]))
+
+
 def _messages(block: Path) -> Iterator[tuple[int, int]]:
     """Sequence and place of each message of a block, in order."""
     data = block.read_bytes()
@@ -68,6 +112,8 @@ def _messages(block: Path) -> Iterator[tuple[int, int]]:
         length &= _LENGTH
         if not _HEAD.size + subject + _CHECKSUM_BYTES <= length <= _RECORD_BYTES_MAX:
             raise BlocksUnreadable(f"what is at byte {place} of {block} is no message")
+        if place + length > len(data):
+            return  # the disk was full: the server drops what it could not write to its end
         if not seq & _MARKS:
             yield seq, place
         place += length

@@ -170,7 +170,7 @@ def unpack(headers: Mapping[str, str] | None, body: bytes) -> Recorded:
 
 def stored_headers(message: Mapping[str, Any]) -> dict[str, str]:
     """The headers of the `message` object of a `$JS.API.STREAM.MSG.GET` reply."""
-    return dict(_header_lines(b64decode(message.get("hdrs", ""))))
+    return dict(header_lines(b64decode(message.get("hdrs", ""))))
 
 
 def unpack_stored(message: Mapping[str, Any]) -> Recorded:
@@ -199,7 +199,7 @@ def unpack_in_bulk(message: Delivered) -> Recorded:
     subject, reply = message.subject.decode(), message.reply.decode()
     found = _USUAL_BLOCK.fullmatch(message.headers)
     if found is None:  # another order, or something of somebody else
-        headers = dict(_header_lines(message.headers))
+        headers = dict(header_lines(message.headers))
         return unpack_delivered(subject, reply, headers, message.body)
     topic, version, digest = found.groups()
     seq, time = _place(reply)
@@ -257,7 +257,7 @@ def sequence_in(block: bytes) -> int:
 def status_of(block: bytes) -> tuple[str, str, dict[str, str]]:
     """What a header block says that is no message's but a status: its code, its text, and more."""
     code, _, said = block.partition(b"\r\n")[0].decode().removeprefix("NATS/1.0 ").partition(" ")
-    return code, said, dict(_header_lines(block))
+    return code, said, dict(header_lines(block))
 
 
 def _place(reply: str) -> tuple[int, str]:
@@ -303,7 +303,8 @@ def verify_chain(previous: bytes, events: Iterable[Recorded]) -> bytes:
     return previous
 
 
-def _header_lines(raw: bytes) -> Iterable[tuple[str, str]]:
+def header_lines(raw: bytes) -> Iterable[tuple[str, str]]:
+    """The names and values in a message's block of headers, as it is sent and stored."""
     for line in raw.split(b"\r\n")[1:]:
         name, colon, value = line.partition(b":")
         if colon:

@@ -1,7 +1,7 @@
 """The disk is full under load, to the last block, and then has room again.
 
 While it is full every command is refused or unknown and reads go on; when there is room it goes on
-by itself: nobody restarts anything.
+by itself: nobody restarts anything. Every fourth time the server is killed while it is full.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.faults.disk import MB, Disk, why_not
 from tests.faults.load import Load
 from tests.faults.result import Result
-from tests.faults.rig import Ledger
+from tests.faults.rig import SERVER, Ledger
 
 __all__ = ["run", "why_not"]
 
@@ -37,6 +37,9 @@ async def run(rounds: int, rng: random.Random, directory: Path) -> Result:
                 # Every third time the blocks run out under the writers' hands.
                 disk.fill(leave=rng.randrange(1, 8) * 65_536 if number % 3 == 2 else 0)
                 await asyncio.sleep(rng.uniform(0.5, FULL_S))
+                if number % 4 == 3:  # it comes back on a full disk, where it can complete nothing
+                    await ledger.kill(SERVER)
+                    await asyncio.sleep(rng.uniform(0.5, FULL_S))
                 disk.relieve()
                 await load.further(5, within=RECOVERY_S)
             await load.stop()

@@ -1,4 +1,4 @@
-"""A part of a batch that a loss of power left is removed, and nothing else is."""
+"""A part of a batch that has lost its rest is removed, and nothing else is."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from nats.aio.client import Client
 
-from infra.jetstream.blocks import BlocksUnreadable, cut_from
+from infra.jetstream.blocks import BlocksUnreadable, abandoned, cut_from, staged_as
 from infra.jetstream.whole import find_whole
 from infra.server import EmbeddedServer
-from tests.infra.batches import STREAM, connected, stream_folder, write_batch
+from tests.infra.batches import STREAM, begin_batch, connected, stream_folder, write_batch
 
 
 async def ends(client: Client) -> tuple[int, int]:
@@ -76,12 +76,52 @@ async def test_a_batch_that_came_whole_stays(tmp_path: Path) -> None:
         await client.close()
 
 
-async def test_without_that_the_part_would_stay(tmp_path: Path) -> None:
+async def test_a_part_that_ends_in_what_is_no_message_is_removed_with_that(tmp_path: Path) -> None:
     _, before, _ = await written(tmp_path, [3, 5, 8], 100)
-    cut_from(stream_folder(tmp_path), before + 5)  # and nothing says that what was staged is gone
+    lose_power(tmp_path, before + 4)
+    [block] = (stream_folder(tmp_path) / "msgs").glob("*.blk")
+    block.write_bytes(block.read_bytes() + bytes(100))
     async with EmbeddedServer(tmp_path) as server:
         client = await connected(server)
-        assert await ends(client) == (before + 4, before)
+        assert await ends(client) == (before, before)
+        await client.close()
+
+
+@pytest.mark.parametrize("torn", [0, 50])
+async def test_a_part_is_removed_whose_rest_was_lost_without_a_loss_of_power(
+    torn: int, tmp_path: Path
+) -> None:
+    """As of a server that came back on a full disk: it forgets what it could not complete."""
+    _, before, _ = await written(tmp_path, [3, 5, 8], 100)
+    stream = stream_folder(tmp_path)
+    cut_from(stream, before + 5)
+    [block] = (stream / "msgs").glob("*.blk")
+    block.write_bytes(block.read_bytes() + block.read_bytes()[:torn])
+    async with EmbeddedServer(tmp_path) as server:
+        client = await connected(server)
+        assert await ends(client) == (before, before)
+        assert await write_batch(client, "next", 2) == before + 2
+        await client.close()
+
+
+async def test_a_part_that_the_server_can_complete_is_left_to_it(tmp_path: Path) -> None:
+    _, before, end = await written(tmp_path, [3, 5, 8], 100)
+    stream = stream_folder(tmp_path)
+    cut_from(stream, end)
+    staged = stream / "batches" / staged_as("b2")
+    staged.mkdir(parents=True)
+    assert abandoned(stream) is None
+    staged.rmdir()
+    assert abandoned(stream) == before + 1
+    cut_from(stream, before + 1)
+    assert abandoned(stream) is None
+
+
+async def test_a_batch_is_staged_in_the_folder_that_is_looked_for(tmp_path: Path) -> None:
+    async with EmbeddedServer(tmp_path, staging="disk") as server:
+        client = await connected(server)
+        await begin_batch(client, "begun")
+        assert (stream_folder(tmp_path) / "batches" / staged_as("begun")).is_dir()
         await client.close()
 
 
