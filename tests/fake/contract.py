@@ -26,7 +26,7 @@ from infra.jetstream.topology import Topology, call
 
 Case = Callable[["Ground"], Awaitable[None]]
 CASES: Final[dict[str, Case]] = {}
-ANSWER_S = 5.0
+ANSWER_S = 30.0
 
 
 def case(function: Case) -> Case:

@@ -30,7 +30,7 @@ def test_a_command_without_an_answer_is_repeated_under_its_id(
     busy = error("storage_unavailable", retryable=True)
     script.replies = [wrote, None, busy, {**wrote, "duplicate": True}]
 
-    summary = answer(convo("import", write(a_line("a")), "--timeout", "0.2", "--json"))
+    summary = answer(convo("import", write(a_line("a")), "--timeout", "2", "--json"))
 
     assert len(set(script.ids)) == 2
     assert script.ids[1:] == [script.ids[1]] * 3

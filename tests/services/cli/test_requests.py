@@ -54,7 +54,7 @@ def test_a_refusal_that_may_pass_is_tried_again_under_the_same_id(
 ) -> None:
     script.replies = [BUSY, None, BUSY, {"ok": True, "version": 1}]
 
-    result = convo("append", "c", "user", "a", "--json", "--timeout", "0.2")
+    result = convo("append", "c", "user", "a", "--json", "--timeout", "2")
 
     assert answer(result) == {"ok": True, "version": 1}
     assert len(script.ids) == 4
@@ -95,9 +95,9 @@ def test_a_limit_that_ends_soon_is_waited_for(convo: Convo, script: Script) -> N
 def test_silence_after_a_write_names_the_id_to_repeat_it_with(convo: Convo, script: Script) -> None:
     script.replies = [None]
 
-    line = complaint(convo("append", "c", "user", "a", "--timeout", "0.05"), 1)
+    line = complaint(convo("append", "c", "user", "a", "--timeout", "0.2"), 1)
 
-    assert line.startswith("no answer within 0.05 s")
+    assert line.startswith("no answer within 0.2 s")
     assert line.endswith(f"to repeat it safely: --command-id {script.ids[0]}")
 
 
