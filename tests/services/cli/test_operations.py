@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from nats.aio.client import Client
 
 from infra.settings import Settings
 from services.bootstrap import ANSWERING, topology
-from services.cli.checkup import streams
+from services.cli.checkup import _agreement, streams
 from tests.services.cli.conftest import Convo, answer, complaint
 
 
@@ -179,6 +180,17 @@ async def test_doctor_names_the_promises_that_a_stream_breaks(nats_client: Clien
     assert check.verdict == "FAIL"
     assert "allow_atomic: is not set, has to be true" in check.text
     await nats_client.request("$JS.API.STREAM.DELETE.CONVO-EVENTS-1", timeout=10)
+
+
+@pytest.mark.parametrize(
+    ("told_at", "verdict"), [(-5, "warn"), (0, "ok"), (20, "ok"), (40, "ok"), (45, "warn")]
+)
+def test_a_servers_clock_agrees_when_what_it_told_lies_between_question_and_answer(
+    told_at: int, verdict: str
+) -> None:
+    asked = datetime(2026, 11, 21, 9, 0, 0, tzinfo=UTC)
+    told = (asked + timedelta(seconds=told_at)).isoformat()
+    assert _agreement(told, asked, asked + timedelta(seconds=40)).verdict == verdict
 
 
 # -- bench --------------------------------------------------------------------------------------
