@@ -138,7 +138,7 @@ const scenarios = {
     await page.locator("#deleting[open]").waitFor();
     await page.keyboard.press("Tab");
     await page.keyboard.press("Enter");
-    await page.waitForFunction(() => location.search === ""); // its end may be heard of before that
+    await page.waitForFunction(() => location.search === "");
     await page.getByText("What would you like to talk about?").waitFor();
   },
 
@@ -151,9 +151,19 @@ const scenarios = {
     await mine.getByText("say 1").first().waitFor();
     const before = await (await page.request.get(`${url}${LIST}`)).body();
     await page.route(`${url}${LIST}`, (route) => route.fulfill({ body: before, contentType: "application/json" }));
+    let answered;
+    const gone = new Promise((resolve) => (answered = resolve));
+    await page.route(`${url}/api/chat/*`, async (route) => {
+      if (route.request().method() !== "DELETE") return route.continue();
+      const answer = await route.fetch();
+      await gone; // it is heard of before it is answered
+      await route.fulfill({ response: answer });
+    });
     await mine.getByText("Delete").click();
     await page.locator("#deleting[open] .danger").click();
     await page.waitForFunction(() => location.search === "");
+    await page.getByText("What would you like to talk about?").waitFor();
+    answered();
     await listed(page, () => page.evaluate(() => dispatchEvent(new Event("online"))));
     assert.equal(await mine.count(), 0);
   },

@@ -171,6 +171,7 @@ function ago(date) {
 }
 
 let doomed = null; // the chat that the dialog asks about
+let deleting = null; // the chat whose deletion has not been answered yet
 
 function confirmDelete(id, title) {
   doomed = id;
@@ -183,6 +184,7 @@ the("deleting").addEventListener("close", async () => {
   const dialog = the("deleting");
   if (dialog.open || dialog.returnValue !== "delete") return; // open: it asks again by now
   const id = doomed;
+  deleting = id;
   try {
     await request("DELETE", `/api/chat/${encodeURIComponent(id)}`);
     list.deleted.add(id);
@@ -192,6 +194,8 @@ the("deleting").addEventListener("close", async () => {
     refreshList();
   } catch (error) {
     notice(error.message);
+  } finally {
+    deleting = null;
   }
 });
 
@@ -358,6 +362,7 @@ function heard(frame) {
 
 function caughtUp({ conversation: told, messages: all }) {
   const conversation = told && !["deleted", "erased"].includes(told.status) ? told : null;
+  if (!conversation && chat.id === deleting) return open(null, true); // heard of before it is answered
   const messages = conversation ? all : [];
   const known = chat.messages;
   chat.messages = new Map();
