@@ -58,8 +58,11 @@ PREDECESSOR_TIMEOUT_S = 10.0
 PORT_TIMEOUT_S = 0.5
 ABANDONED = (
     "a batch could not be written to its end, and nobody was told that it is stored: what is there "
-    "of it, from sequence %d of %s on, is removed"
+    "of it, from sequence %d of %s on, is removed to %s"
 )
+MUTE_S = 5.0
+"""So long a server may take to write where it can be asked, once it listens: it gives up then."""
+
 UNASKABLE = "write error: it could not write the file with its ports"
 POLL_S = 0.01
 
@@ -142,12 +145,13 @@ class EmbeddedServer(Startable):
         self._peering = peering
         self._disk_share = disk_share
         self._store = self.data_dir / "nats" / "jetstream"
+        self._removed = self.data_dir / "nats" / "removed"
         in_memory = staging == "memory" and peering is None
         self.staging = Staging(self._store) if in_memory else None
         self._supervisor = supervisor or Supervisor()
         self._child: Child | None = None
         self._store_lock: FileLock | None = None
-        self._mute: int | None = None  # the process that answered without saying where to ask it
+        self._mute: tuple[int, float] | None = None  # the process that does not say, and since when
         digest = sha256(str(self.data_dir).encode()).hexdigest()
         self._name = f"convo-{digest[:12]}"  # tells our server from another one on the port
 
@@ -184,7 +188,7 @@ class EmbeddedServer(Startable):
             self._child = await self._run(program, within, meanwhile)
             if lost and (begun := await self._unfinished(lost)):
                 await self._supervisor.stop([self.process], within=STOP_TIMEOUT_S)
-                _cut(begun)
+                self._cut(begun)
                 self._child = await self._run(program, within, None)
             if self.staging:
                 self.staging.link()
@@ -222,10 +226,23 @@ class EmbeddedServer(Startable):
         for stream in self._store.glob("jetstream/*/streams/*"):
             try:
                 if (seq := abandoned(stream)) is not None:
-                    cut_from(stream, seq)
-                    log.warning(ABANDONED, seq, stream.name)
-            except (BlocksUnreadable, OSError) as error:
+                    cut_from(stream, seq, kept_in=self._removed)
+                    log.warning(ABANDONED, seq, stream.name, self._removed)
+            except Exception as error:  # noqa: BLE001 (whatever is in there, the server has to start)
                 log.warning("the end of %s is left as it is: %s", stream.name, error)
+
+    def _cut(self, begun: Mapping[Path, int]) -> None:
+        """Removes the parts of batches that a loss of power left. ServerFailed when it cannot."""
+        for stream, seq in begun.items():
+            log.warning(ABANDONED, seq, stream.name, self._removed)
+            try:
+                cut_from(stream, seq, kept_in=self._removed)
+            except (BlocksUnreadable, OSError) as error:
+                raise ServerFailed(
+                    f"{stream.name} ends with a part of a batch, from sequence {seq} on, which "
+                    f"cannot be removed: {error}. Restore the last backup into a new directory "
+                    "(convo restore)"
+                ) from error
 
     async def _unfinished(self, streams: Iterable[Path]) -> dict[Path, int]:
         """Those streams that end with a part of a batch, and the sequence where that begins."""
@@ -266,9 +283,11 @@ class EmbeddedServer(Startable):
         mute, self._mute = self._mute, None
         if url := self._ports().get("monitoring"):
             return await _complaint(HOST, urlsplit(url).port or 0)
-        if (await _greeting(HOST, self.port)).get("server_name") == self._name:
-            self._mute = self.pid  # or writes it at this moment
-        return UNASKABLE if self._mute and self._mute == mute else None
+        if self.pid and (await _greeting(HOST, self.port)).get("server_name") == self._name:
+            self._mute = mute if mute and mute[0] == self.pid else (self.pid, time.monotonic())
+            if time.monotonic() - self._mute[1] > MUTE_S:
+                return UNASKABLE
+        return None
 
     def kill(self) -> None:
         """A crash (SIGKILL): it is restarted like after any other."""
@@ -430,24 +449,6 @@ cluster {{
   routes: [{routes}]
 }}
 """
-
-
-def _cut(begun: Mapping[Path, int]) -> None:
-    """Removes the parts of batches that a loss of power left. ServerFailed when it cannot."""
-    for stream, seq in begun.items():
-        log.warning(
-            "power failed while a batch was written, which nobody was told is stored: "
-            "what is there of it, from sequence %d of %s on, is removed",
-            seq,
-            stream.name,
-        )
-        try:
-            cut_from(stream, seq)
-        except (BlocksUnreadable, OSError) as error:
-            raise ServerFailed(
-                f"{stream.name} ends with a part of a batch, from sequence {seq} on, which cannot "
-                f"be removed: {error}. Restore the last backup into a new directory (convo restore)"
-            ) from error
 
 
 def require_free(port: int) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 import string
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -29,6 +30,7 @@ from infra.jetstream.whole import whole_up_to
 from infra.sync import sync_folder
 
 _HEAD = struct.Struct("<IQqH")
+_NUMBER = struct.Struct("<Q")
 _HEADERS_LENGTH = struct.Struct("<I")
 _LENGTH = 0x7FFF_FFFF
 _HAS_HEADERS = 0x8000_0000
@@ -41,18 +43,22 @@ class BlocksUnreadable(Exception):
     """The blocks do not look as this module knows them; nothing was changed."""
 
 
-def cut_from(stream: Path, seq: int) -> None:
+def cut_from(stream: Path, seq: int, *, kept_in: Path | None = None) -> None:
     """Removes every message from sequence `seq` on; returns when that is on the disk.
 
-    `stream` is the stream's folder, of a server that does not run. BlocksUnreadable, OSError.
+    `stream` is the stream's folder, of a server that does not run. What is removed is put into a
+    file in the folder `kept_in` first. BlocksUnreadable, OSError.
     """
     whole: list[Path] = []
     for block in _newest_first(stream):
         places = dict(_messages(block))
         if seq in places:
+            if kept_in is not None:
+                later = b"".join(each.read_bytes() for each in reversed(whole))
+                _keep(block.read_bytes()[places[seq] :] + later, kept_in, f"{stream.name}-{seq}")
             (stream / "msgs" / "index.db").unlink(missing_ok=True)
-            for later in whole:
-                later.unlink()
+            for each in whole:
+                each.unlink()
             with block.open("r+b") as file:
                 file.truncate(places[seq])
                 os.fsync(file.fileno())
@@ -62,6 +68,15 @@ def cut_from(stream: Path, seq: int) -> None:
             break
         whole.append(block)
     raise BlocksUnreadable(f"sequence {seq} was not found in the blocks of {stream}")
+
+
+def _keep(removed: bytes, folder: Path, name: str) -> None:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with (folder / f"{name}-{time.time_ns()}.blk").open("xb") as file:
+        file.write(removed)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(folder)
 
 
 def abandoned(stream: Path) -> int | None:
@@ -106,14 +121,17 @@ def _headers(block: Path, place: int) -> Mapping[str, str]:
 def _messages(block: Path) -> Iterator[tuple[int, int]]:
     """Sequence and place of each message of a block, in order."""
     data = block.read_bytes()
-    place = 0
+    place = last = 0
     while place + _HEAD.size <= len(data):
         length, seq, _, subject = _HEAD.unpack_from(data, place)
         length &= _LENGTH
         if not _HEAD.size + subject + _CHECKSUM_BYTES <= length <= _RECORD_BYTES_MAX:
             raise BlocksUnreadable(f"what is at byte {place} of {block} is no message")
         if place + length > len(data):
+            if (last and seq != last + 1) or _NUMBER.pack(seq + 1) in data[place + _HEAD.size :]:
+                raise BlocksUnreadable(f"what is at byte {place} of {block} is damaged")
             return  # the disk was full: the server drops what it could not write to its end
+        last = seq & ~_MARKS
         if not seq & _MARKS:
             yield seq, place
         place += length

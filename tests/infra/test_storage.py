@@ -181,7 +181,7 @@ async def test_a_real_server_says_that_it_is_well_and_nothing_when_it_is_gone(
 
 
 async def test_a_server_that_could_not_even_say_where_to_ask_it_is_restarted(
-    tmp_path: Path, until: Until
+    tmp_path: Path, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with EmbeddedServer(tmp_path) as server:
         heard: list[Storing] = []
@@ -194,7 +194,9 @@ async def test_a_server_that_could_not_even_say_where_to_ask_it_is_restarted(
         ports.write_bytes(b"")  # all that a full disk takes of it
 
         await watch.look()
+        await watch.look()
         assert heard == []  # it may be under way
+        monkeypatch.setattr("infra.server.MUTE_S", 0.0)
         await watch.look()
         assert heard == [Storing.WEDGED]
         await until(lambda: server.restarts == 1)

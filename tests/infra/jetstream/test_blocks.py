@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,9 @@ async def test_a_part_of_a_batch_at_the_end_is_removed(
         assert await write_batch(client, "next", 2) == before + 2
         await client.close()
     assert f"from sequence {before + 1} of {STREAM} on, is removed" in caplog.text
+    [kept] = (tmp_path / "nats" / "removed").iterdir()
+    assert kept.name.startswith(f"{STREAM}-{before + 1}-")
+    assert kept.read_bytes().count(b"Nats-Batch-Id: b2") == left
 
 
 async def test_a_part_that_reaches_over_several_blocks_is_removed_from_all_of_them(
@@ -94,14 +98,31 @@ async def test_a_part_is_removed_whose_rest_was_lost_without_a_loss_of_power(
     """As of a server that came back on a full disk: it forgets what it could not complete."""
     _, before, _ = await written(tmp_path, [3, 5, 8], 100)
     stream = stream_folder(tmp_path)
-    cut_from(stream, before + 5)
     [block] = (stream / "msgs").glob("*.blk")
-    block.write_bytes(block.read_bytes() + block.read_bytes()[:torn])
+    whole = block.read_bytes()
+    cut_from(stream, before + 5)
+    block.write_bytes(whole[: block.stat().st_size + torn])
     async with EmbeddedServer(tmp_path) as server:
         client = await connected(server)
         assert await ends(client) == (before, before)
         assert await write_batch(client, "next", 2) == before + 2
         await client.close()
+
+
+async def test_damage_in_the_middle_is_no_end(tmp_path: Path) -> None:
+    """What is behind it was acknowledged, and is not for us to remove."""
+    _, before, *_ = await written(tmp_path, [3, 5, 8, 2], 100)
+    stream = stream_folder(tmp_path)
+    [block] = (stream / "msgs").glob("*.blk")
+    whole = block.read_bytes()
+    cut_from(stream, before + 5)  # in the middle of a batch
+    place = block.stat().st_size
+    for bit in range(32):  # of the length of the message there
+        damaged = bytearray(whole)
+        damaged[place + bit // 8] ^= 1 << bit % 8
+        block.write_bytes(damaged)
+        with contextlib.suppress(BlocksUnreadable):
+            assert abandoned(stream) is None
 
 
 async def test_a_part_that_the_server_can_complete_is_left_to_it(tmp_path: Path) -> None:
