@@ -169,11 +169,11 @@ class Tables:
     def _write(self, partition: int, events: Sequence[Recorded]) -> None:
         if self.faulty and self._random.random() < 0.05:
             raise OperationalError("made up: the disk is busy")
-        committed = self._ledger.committed(partition)
+        end, last = len(self._ledger.committed(partition)), events[-1].seq
+        assert last <= end, f"sequence {last} was shown and never committed"  # all or nothing
         for each in events:
             key, seq, digest = self._topology.originator(each.subject), each.seq, each.digest
             event = self._mapper.event_of(key, each.version, each.topic, each.body)
-            assert seq <= len(committed), f"sequence {seq} was shown and never committed"
             self.rows[partition].append((seq, key, digest))
             view = self.views.setdefault(key, ConversationView.empty(WINDOW))
             view.apply(event, seq)
