@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,10 @@ from infra.settings import PREFIX, Settings, variable
 pytest.register_assert_rewrite("tests.fake.contract")  # before whoever comes first imports it
 
 UNTIL_TIMEOUT_S = 30.0
+
+# A script's background jobs ignore Ctrl-C, and so would everything that is started here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes, or is looked for, is the machine's concern: it may be busy.
 hypothesis.settings.register_profile(

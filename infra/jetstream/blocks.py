@@ -25,17 +25,32 @@ from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 
-from infra.jetstream.envelope import BATCH_ID, header_lines
+from infra.jetstream.envelope import (
+    BATCH_COMMIT,
+    BATCH_ID,
+    BATCH_SEQUENCE,
+    EVENT_HASH,
+    EVENT_TYPE,
+    EVENT_VERSION,
+    EXPECTED_LAST_SUBJECT_SEQUENCE,
+    header_lines,
+)
 from infra.jetstream.whole import whole_up_to
 from infra.sync import sync_folder
 
 _HEAD = struct.Struct("<IQqH")
 _NUMBER = struct.Struct("<Q")
-_HEADERS_LENGTH = struct.Struct("<I")
+_NUMBER32 = struct.Struct("<I")
 _LENGTH = 0x7FFF_FFFF
 _HAS_HEADERS = 0x8000_0000
 _MARKS = 0b11 << 62
 _CHECKSUM_BYTES = 8
+_KNOWN = {
+    *(EVENT_TYPE, EVENT_VERSION, EVENT_HASH),
+    *(BATCH_ID, BATCH_SEQUENCE, EXPECTED_LAST_SUBJECT_SEQUENCE),
+}
+"""Headers of a message within a batch: with any other name it may be a damaged commit."""
+
 _RECORD_BYTES_MAX = 32 * 1024 * 1024
 
 
@@ -87,13 +102,32 @@ def abandoned(stream: Path) -> int | None:
     """
     for block in _newest_first(stream):
         if places := dict(_messages(block)):
-            seq = max(places)
-            headers = _headers(block, places[seq])
-            whole = whole_up_to(seq, headers)
-            if seq > whole and not (stream / "batches" / staged_as(headers[BATCH_ID])).is_dir():
-                return whole + 1
-            return None
+            return _open_from(block, places, stream / "batches")
     return None
+
+
+def _open_from(block: Path, places: Mapping[int, int], staged: Path) -> int | None:
+    data = block.read_bytes()
+    seq = max(places)
+    headers = _headers(data, places[seq])
+    try:
+        whole = whole_up_to(seq, headers)
+    except ValueError as error:
+        raise BlocksUnreadable(f"sequence {seq} in {block} is damaged: {error}") from error
+    if seq == whole or (staged / staged_as(headers[BATCH_ID])).is_dir():
+        return None
+    (length,) = _NUMBER32.unpack_from(data, places[seq])
+    behind = data[places[seq] + (length & _LENGTH) :]
+    if len(behind) >= _HEAD.size and _HEAD.unpack_from(behind)[1] & _MARKS:
+        raise BlocksUnreadable(f"behind sequence {seq} in {block} is what is no message")
+    for each in range(max(whole + 1, min(places)), seq + 1):  # what else is in this block
+        expected = {BATCH_ID: headers[BATCH_ID], BATCH_SEQUENCE: str(each - whole)}
+        found = _headers(data, places[each]) if each in places else {}
+        if found.keys() - _KNOWN or expected.items() - found.items():
+            raise BlocksUnreadable(
+                f"sequence {each} in {block} is no part of a batch as we know them"
+            )
+    return whole + 1
 
 
 def staged_as(batch_id: str) -> str:
@@ -107,19 +141,27 @@ def _newest_first(stream: Path) -> list[Path]:
     return sorted(blocks, key=lambda block: int(block.stem), reverse=True)
 
 
-def _headers(block: Path, place: int) -> Mapping[str, str]:
+def _headers(data: bytes, place: int) -> Mapping[str, str]:
     """Those of the message at a place of a block."""
-    data = block.read_bytes()
     length, _, _, subject = _HEAD.unpack_from(data, place)
     if not length & _HAS_HEADERS:
         return {}
-    begin = place + _HEAD.size + subject + _HEADERS_LENGTH.size
-    (size,) = _HEADERS_LENGTH.unpack_from(data, begin - _HEADERS_LENGTH.size)
-    return dict(header_lines(data[begin : begin + size]))
+    begin = place + _HEAD.size + subject + _NUMBER32.size
+    (size,) = _NUMBER32.unpack_from(data, begin - _NUMBER32.size)
+    raw = data[begin : begin + size]
+    headers = dict(header_lines(raw))
+    if not raw.endswith(b"\r\n\r\n") or len(headers) != raw.count(b"\r\n") - 2:
+        raise BlocksUnreadable(f"the headers of the message at byte {place} are damaged")
+    return headers
 
 
 def _messages(block: Path) -> Iterator[tuple[int, int]]:
-    """Sequence and place of each message of a block, in order."""
+    """Sequence and place of each message of a block, in order.
+
+    The last one may be cut short, as a full disk leaves it: the server drops that. One whose length
+    is damaged looks alike; BlocksUnreadable where something says that it is that: others behind it,
+    or a commit that would be whole but for a single bit.
+    """
     data = block.read_bytes()
     place = last = 0
     while place + _HEAD.size <= len(data):
@@ -128,10 +170,15 @@ def _messages(block: Path) -> Iterator[tuple[int, int]]:
         if not _HEAD.size + subject + _CHECKSUM_BYTES <= length <= _RECORD_BYTES_MAX:
             raise BlocksUnreadable(f"what is at byte {place} of {block} is no message")
         if place + length > len(data):
-            if (last and seq != last + 1) or _NUMBER.pack(seq + 1) in data[place + _HEAD.size :]:
+            rest = data[place:]
+            missing = length - len(rest)
+            one_bit = missing.bit_count() == 1 and BATCH_COMMIT.encode() in rest
+            if (last and seq != last + 1) or _NUMBER.pack(seq + 1) in rest[_HEAD.size :] or one_bit:
                 raise BlocksUnreadable(f"what is at byte {place} of {block} is damaged")
-            return  # the disk was full: the server drops what it could not write to its end
-        last = seq & ~_MARKS
+            return
         if not seq & _MARKS:
+            if seq <= last:
+                raise BlocksUnreadable(f"the sequence at byte {place} of {block} is damaged")
+            last = seq
             yield seq, place
         place += length

@@ -125,6 +125,21 @@ async def test_damage_in_the_middle_is_no_end(tmp_path: Path) -> None:
             assert abandoned(stream) is None
 
 
+async def test_a_damaged_commit_is_none_the_less_a_commit(tmp_path: Path) -> None:
+    _, end = await written(tmp_path, [3, 5], 10)
+    stream = stream_folder(tmp_path)
+    [block] = (stream / "msgs").glob("*.blk")
+    whole = block.read_bytes()
+    cut_from(stream, end)
+    begin = block.stat().st_size
+    for bit in range(8 * begin, 8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        block.write_bytes(damaged)
+        with contextlib.suppress(BlocksUnreadable):
+            assert abandoned(stream) is None, bit - 8 * begin
+
+
 async def test_a_part_that_the_server_can_complete_is_left_to_it(tmp_path: Path) -> None:
     _, before, end = await written(tmp_path, [3, 5, 8], 100)
     stream = stream_folder(tmp_path)
