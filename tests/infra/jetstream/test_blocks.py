@@ -12,6 +12,7 @@ from infra.jetstream.blocks import BlocksUnreadable, abandoned, cut_from, staged
 from infra.jetstream.whole import find_whole
 from infra.server import EmbeddedServer
 from tests.infra.batches import STREAM, begin_batch, connected, stream_folder, write_batch
+from tests.infra.jetstream.rigs import events, opened, tail_of
 
 
 async def ends(client: Client) -> tuple[int, int]:
@@ -171,3 +172,11 @@ async def test_blocks_that_look_otherwise_are_left_as_they_are(tmp_path: Path) -
     with pytest.raises(BlocksUnreadable):
         cut_from(stream_folder(tmp_path), last[-1])
     assert block.read_bytes() == b"\xff" * 64 + found
+
+
+async def test_a_part_of_what_a_store_wrote_is_known_as_one(tmp_path: Path) -> None:
+    async with EmbeddedServer(tmp_path) as server, opened(server.url) as store:
+        seqs = await store.append(events(tail_of(store, "a"), 5))
+    [stream] = (tmp_path / "nats/jetstream/jetstream/$G/streams").glob("*-0")
+    cut_from(stream, seqs[-1])
+    assert abandoned(stream) == seqs[0]
